@@ -1,0 +1,1 @@
+//! The premises side: connectors, targets, health.

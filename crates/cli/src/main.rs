@@ -1,0 +1,3 @@
+//! The `nowconnect` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The cloud side: listeners, admission, routing, tunnels.

@@ -1,0 +1,1 @@
+//! One WebSocket that carries many flows.

@@ -1,0 +1,1 @@
+//! NowConnect's wire format and flow rules: no I/O, no clock, no async.

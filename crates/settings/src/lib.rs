@@ -1,0 +1,1 @@
+//! Layered YAML and environment configuration with located problems.
