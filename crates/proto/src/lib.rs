@@ -1,1 +1,15 @@
 //! NowConnect's wire format and flow rules: no I/O, no clock, no async.
+//!
+//! Everything here takes frames, bytes and a `now` and returns frames, bytes and decisions, so the
+//! same code runs in production, under property tests, under a fuzzer and in simulation.
+
+pub mod byte_queue;
+pub mod close;
+pub mod flow;
+pub mod frame;
+pub mod ids;
+
+pub use close::Reason;
+
+pub use frame::Frame;
+pub use ids::{Cid, FlowId, Secret};
