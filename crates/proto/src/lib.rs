@@ -3,13 +3,17 @@
 //! Everything here takes frames, bytes and a `now` and returns frames, bytes and decisions, so the
 //! same code runs in production, under property tests, under a fuzzer and in simulation.
 
+pub mod backoff;
 pub mod byte_queue;
 pub mod close;
 pub mod flow;
 pub mod frame;
+pub mod hello;
 pub mod ids;
+mod json;
 
 pub use close::Reason;
 
 pub use frame::Frame;
 pub use ids::{Cid, FlowId, Secret};
+pub use json::JsonError;
