@@ -1,1 +1,3 @@
 //! The cloud side: listeners, admission, routing, tunnels.
+
+pub mod metrics;

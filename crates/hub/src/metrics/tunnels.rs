@@ -1,0 +1,111 @@
+//! Metrics of agents, of who was let in, and of the process itself.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::vector::{Catalog, SecondsGauge, Vector};
+
+/// Why a tunnel ended: the values of `reason` in `nowconnect_tunnel_reconnects_total`.
+pub const RECONNECT_REASONS: [&str; 8] = [
+    "ping_timeout",
+    "closed",
+    "io_error",
+    "protocol_error",
+    "superseded",
+    "token_expired",
+    "restarted",
+    "drained",
+];
+
+/// Agents, authentication, protocol errors, the policy decision point, configuration.
+#[derive(Debug)]
+pub struct TunnelMetrics {
+    /// Agents with a living tunnel here.
+    pub agents_connected: Gauge,
+    /// Returns of an agent, by `agent` and the `reason` why its last tunnel ended.
+    pub reconnects: Vector<Counter, 2>,
+    /// Age of an `agent`'s tunnel, in seconds.
+    pub uptime: Vector<SecondsGauge, 1>,
+    /// Refused tokens, by `reason`.
+    pub auth_failures: Vector<Counter, 1>,
+    /// Peers that broke the protocol, by `interface` (tunnel, mesh, http) and `kind`.
+    pub protocol_errors: Vector<Counter, 2>,
+    /// Two living agents fought over one id.
+    pub identity_conflicts: Counter,
+    /// Allowed by the policy decision point.
+    pub pdp_allow: Counter,
+    /// Denied by the policy decision point.
+    pub pdp_deny: Counter,
+    /// No answer from the policy decision point.
+    pub pdp_errors: Counter,
+    /// Reloads, by `result` (applied, rejected).
+    pub config_reloads: Vector<Counter, 1>,
+    /// Seconds until a certificate ends, by `use`.
+    pub cert_expiry: Vector<SecondsGauge, 1>,
+}
+
+impl TunnelMetrics {
+    pub(super) fn register(r: &mut Catalog<'_>) -> Self {
+        let build = r.gauges(
+            "nowconnect_build_info",
+            "Always 1; the labels say which build runs",
+            ["version", "revision"],
+        );
+        let revision = option_env!("NOWCONNECT_REVISION").unwrap_or("unknown");
+        build.with([env!("CARGO_PKG_VERSION"), revision]).set(1);
+        Self {
+            agents_connected: r.gauge(
+                "nowconnect_agents_connected",
+                "Agents that have a living tunnel to this hub",
+            ),
+            reconnects: r.counters(
+                "nowconnect_tunnel_reconnects_total",
+                "Tunnels that an agent opened after an earlier one had ended, by reason of that end",
+                ["agent", "reason"],
+            ),
+            uptime: r.seconds_gauges(
+                "nowconnect_tunnel_uptime_seconds",
+                "Age of the agent's tunnel, in seconds; absent while it has none",
+                ["agent"],
+            ),
+            auth_failures: r.counters(
+                "nowconnect_auth_failures_total",
+                "Agents turned away because of their token, by reason",
+                ["reason"],
+            ),
+            protocol_errors: r.counters(
+                "nowconnect_protocol_errors_total",
+                "Violations of the protocol by the other side, by interface and kind",
+                ["interface", "kind"],
+            ),
+            identity_conflicts: r.counter(
+                "nowconnect_agent_identity_conflicts_total",
+                "Tunnels refused because two living agents fight over one agent id",
+            ),
+            pdp_allow: r.counter(
+                "nowconnect_pdp_allow_total",
+                "Connections that the policy decision point allowed",
+            ),
+            pdp_deny: r.counter(
+                "nowconnect_pdp_deny_total",
+                "Connections that the policy decision point denied",
+            ),
+            pdp_errors: r.counter(
+                "nowconnect_pdp_errors_total",
+                "Questions that the policy decision point did not answer in time or in form",
+            ),
+            config_reloads: r
+                .counters(
+                    "nowconnect_config_reloads_total",
+                    "Reloads of the configuration, by result: applied or rejected",
+                    ["result"],
+                )
+                .known(&["applied", "rejected"]),
+            cert_expiry: r.seconds_gauges(
+                "nowconnect_cert_expiry_seconds",
+                "Seconds until the certificate in use ends, by use: tunnel, mesh, mesh_ca",
+                ["use"],
+            ),
+        }
+    }
+}
