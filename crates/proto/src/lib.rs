@@ -13,6 +13,7 @@ pub mod ids;
 mod json;
 
 pub use close::Reason;
+pub use flow::Flow;
 
 pub use frame::Frame;
 pub use ids::{Cid, FlowId, Secret};
