@@ -1,3 +1,4 @@
 //! The cloud side: listeners, admission, routing, tunnels.
 
+pub mod auth;
 pub mod metrics;

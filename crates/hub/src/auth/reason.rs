@@ -1,0 +1,135 @@
+//! Why a token was refused: one code per cause, the same everywhere it is reported.
+
+use std::fmt;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $code:literal,)+) => {
+        /// Why an agent was not let in. Codes are part of the contract: dashboards and agents read them.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Reason {
+            $($(#[$doc])* $name,)+
+        }
+
+        impl Reason {
+            /// Every reason, to create each metric series at zero.
+            pub const ALL: &[Reason] = &[$(Reason::$name,)+];
+
+            /// The stable `snake_case` code.
+            pub const fn code(self) -> &'static str {
+                match self {
+                    $(Reason::$name => $code,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// No bearer token in the request.
+    MissingToken = "missing_token",
+    /// Longer than [`crate::auth::jwt::MAX_TOKEN_BYTES`].
+    TooLarge = "too_large",
+    /// Not three base64url parts of JSON, or a claim of the wrong type.
+    Malformed = "malformed",
+    /// A header parameter that must be understood or that points at foreign keys (`crit`, `jku`, `jwk`, `x5u`).
+    HeaderNotAllowed = "header_not_allowed",
+    /// `alg` is not on the list: `none`, HMAC and everything unknown.
+    AlgNotAllowed = "alg_not_allowed",
+    /// `alg` is on the list, but is not the algorithm of the key that the token names.
+    AlgMismatch = "alg_mismatch",
+    /// No key of the set has the token's `kid`.
+    UnknownKey = "unknown_key",
+    /// The signature does not verify.
+    BadSignature = "bad_signature",
+    /// No `exp` claim.
+    MissingExpiry = "missing_expiry",
+    /// `exp` has passed.
+    Expired = "expired",
+    /// `nbf` has not come yet.
+    NotYetValid = "not_yet_valid",
+    /// `aud` is missing or names somebody else.
+    WrongAudience = "wrong_audience",
+    /// `iss` is missing or is not the configured issuer.
+    WrongIssuer = "wrong_issuer",
+    /// No `agent_id` claim.
+    MissingAgentId = "missing_agent_id",
+    /// `agent_id` is not 1 to 64 characters of `[A-Za-z0-9._-]`.
+    InvalidAgentId = "invalid_agent_id",
+    /// The hub has no `security.jwks_url`.
+    NoJwks = "no_jwks",
+    /// The hub could not get the keys; the same token may pass later.
+    KeysUnavailable = "keys_unavailable",
+}
+
+impl Reason {
+    /// Whether the fault is the hub's and passes by itself: answer 503 with Retry-After, not 401.
+    pub const fn is_temporary(self) -> bool {
+        matches!(self, Reason::KeysUnavailable)
+    }
+
+    /// What to do about it, for the operator who reads the log.
+    pub const fn hint(self) -> &'static str {
+        match self {
+            Reason::MissingToken => {
+                "send Authorization: Bearer <JWT>; check the agent's token file"
+            }
+            Reason::TooLarge => "the token is over 8 KiB; ask the issuer for fewer claims",
+            Reason::Malformed => "not a JWT this hub can read; check the agent's token file",
+            Reason::HeaderNotAllowed => "crit, jku, jwk and x5u headers are never accepted",
+            Reason::AlgNotAllowed => "sign with RS*, PS*, ES256, ES384 or EdDSA",
+            Reason::AlgMismatch => "sign with the algorithm that the JWKS gives for this key",
+            Reason::UnknownKey => "no such key in the JWKS; check security.jwks_url and the issuer",
+            Reason::BadSignature => "the token was altered, or another key has the same kid",
+            Reason::MissingExpiry => "the token needs an exp claim",
+            Reason::Expired => "get a new token; if it is new, compare the clocks",
+            Reason::NotYetValid => "the token starts later; compare the clocks",
+            Reason::WrongAudience => "compare the aud claim with security.audience",
+            Reason::WrongIssuer => "compare the iss claim with security.issuer",
+            Reason::MissingAgentId => "the token needs an agent_id claim",
+            Reason::InvalidAgentId => "agent_id takes 1 to 64 characters of A-Z a-z 0-9 . _ -",
+            Reason::NoJwks => "set security.jwks_url (or NOWCONNECT_JWKS_URL) on the hub",
+            Reason::KeysUnavailable => "the hub cannot reach security.jwks_url; it keeps trying",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.code())
+    }
+}
+
+/// A refusal: the code for everybody, and detail for the hub's own log.
+///
+/// The detail never holds any part of the token's text, and claim values only after the signature
+/// was found good.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {}", if detail.is_empty() { reason.hint() } else { detail })]
+pub struct Rejection {
+    /// The stable cause.
+    pub reason: Reason,
+    /// What exactly was wrong; empty when the reason says it all.
+    pub detail: String,
+}
+
+impl Rejection {
+    /// A refusal with detail, cut to a length that is safe to log.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        const MAX_DETAIL_CHARS: usize = 300;
+        let mut detail = detail.into();
+        if let Some((cut, _)) = detail.char_indices().nth(MAX_DETAIL_CHARS) {
+            detail.truncate(cut);
+        }
+        Self { reason, detail }
+    }
+}
+
+impl From<Reason> for Rejection {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            detail: String::new(),
+        }
+    }
+}
