@@ -1,1 +1,35 @@
-//! Real servers, a fault proxy and waits for tests; never shipped.
+//! What end-to-end tests stand on: the real binary as a process, real servers (OpenLDAP,
+//! PostgreSQL), misbehaving TCP targets, a fault proxy for the tunnel, a token issuer, and waits
+//! that end at an event instead of after a pause.
+//!
+//! ```no_run
+//! # async fn demo() -> anyhow::Result<()> {
+//! use nowconnect_testkit::{lab::Lab, target::Target};
+//!
+//! let lab = Lab::new("target/debug/nowconnect")?;
+//! let echo = Target::echo().await?;
+//! let hub = lab.hub("hub-a").listener("echo").start().await?;
+//! let agent = lab.agent("site-1").to(&hub).target("echo", echo.addr()).start().await?;
+//! hub.wait_agents(1).await?;
+//! let client = hub.connect("echo").await?;
+//! # drop((agent, client)); Ok(())
+//! # }
+//! ```
+
+pub mod connect_proxy;
+pub mod fault_proxy;
+pub mod http;
+pub mod issuer;
+pub mod lab;
+pub mod log;
+pub mod metrics;
+pub mod pattern;
+pub mod ports;
+pub mod postgres;
+pub mod process;
+pub mod program;
+pub mod slapd;
+pub mod target;
+pub mod transfer;
+pub mod v1_agent;
+pub mod wait;
