@@ -1,1 +1,3 @@
 //! One WebSocket that carries many flows.
+
+pub mod ws;
