@@ -1,5 +1,7 @@
 //! The codec against the RFC, byte by byte.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also in test helpers
+
 use bytes::{Bytes, BytesMut};
 use nowconnect_link::ws::{
     Batch, CloseFrame, Decoder, Limits, MAX_HEADER, Mask, Message, Opcode, Role, WsError,

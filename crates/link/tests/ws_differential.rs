@@ -1,5 +1,7 @@
 //! The codec against tungstenite's: the same bytes must mean the same to both.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also in test helpers
+
 use std::io::{self, Read, Write};
 
 use bytes::BytesMut;
