@@ -80,7 +80,11 @@ fn rfc_6455_section_5_7_examples_decode_at_every_split() {
     for (role, wire, expected) in cases {
         for step in (1..wire.len().min(300)).chain([wire.len()]) {
             let messages = decode_by(&mut decoder(role), &wire, step).unwrap();
-            assert_eq!(messages, [expected.clone()], "in steps of {step}");
+            assert_eq!(
+                messages,
+                std::slice::from_ref(&expected),
+                "in steps of {step}"
+            );
         }
     }
 }
@@ -277,7 +281,8 @@ fn an_error_is_final() {
 #[test]
 fn headers_are_as_short_as_can_be() {
     let key = Some([1, 2, 3, 4]);
-    let cases: &[(usize, Option<[u8; 4]>, &[u8])] = &[
+    type Case<'a> = (usize, Option<[u8; 4]>, &'a [u8]);
+    let cases: &[Case<'_>] = &[
         (0, None, &[0x82, 0]),
         (125, None, &[0x82, 125]),
         (126, None, &[0x82, 126, 0, 126]),
