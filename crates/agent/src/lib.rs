@@ -1,1 +1,3 @@
 //! The premises side: connectors, targets, health.
+
+pub mod config;

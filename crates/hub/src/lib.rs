@@ -1,4 +1,5 @@
 //! The cloud side: listeners, admission, routing, tunnels.
 
 pub mod auth;
+pub mod config;
 pub mod metrics;

@@ -1,1 +1,38 @@
 //! Layered YAML and environment configuration with located problems.
+//!
+//! A program writes one *reader* per section: a function that takes a [`Table`] and asks for each
+//! key once, with its type, default and bounds. That function is the schema. Run over a
+//! [`Source`] ([`load`]) it yields the validated configuration, the effective values and every
+//! problem at once, each with file, line, column and key or with the environment variable at fault;
+//! run over nothing ([`describe`]) it yields the list of keys for documentation and its tests.
+//!
+//! Layers, later ones win: defaults in the reader, the file (with `${VAR}` replaced), documented
+//! environment variables ([`Alias`]), `NOWCONNECT__SECTION__KEY` for any key.
+
+mod effective;
+mod field;
+mod load;
+mod logging;
+mod node;
+mod overlay;
+mod problem;
+mod secret;
+mod source;
+mod suggest;
+mod table;
+mod value;
+mod watcher;
+mod yaml;
+
+pub use effective::{Effective, Shown};
+pub use field::Field;
+pub use load::{Document, KeySpec, Loaded, describe, load};
+pub use logging::{LogFormat, LogLevel};
+pub use overlay::Alias;
+pub use problem::{Problem, Problems, Severity};
+pub use secret::{Secret, mask_url};
+pub use source::{Env, Source};
+pub use suggest::closest;
+pub use table::Table;
+pub use value::{Number, Value};
+pub use watcher::Watcher;

@@ -1,0 +1,106 @@
+//! The agent's configuration, validated: whoever holds an [`AgentConfig`] needs no further checks.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Uri;
+use nowconnect_settings::{LogFormat, LogLevel, Secret};
+
+/// Everything an agent is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AgentConfig {
+    /// Links to hubs.
+    pub tunnel: TunnelConfig,
+    /// Where each connector leads; holds a target for every exported connector.
+    pub targets: BTreeMap<String, Target>,
+    /// Bounds on flows.
+    pub limits: LimitsConfig,
+    /// Logs and metrics.
+    pub observability: ObservabilityConfig,
+    /// The way out.
+    pub proxy: ProxyConfig,
+    /// Listening address of health and metrics; `None` = off (port 0).
+    pub health: Option<SocketAddr>,
+}
+
+/// `tunnel`: links to hubs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TunnelConfig {
+    /// `ws://` or `wss://` addresses of hubs' `/tunnel`, at least one, each once.
+    pub urls: Vec<Uri>,
+    /// This agent's name; must equal the token's `agent_id` claim.
+    pub agent_id: String,
+    /// Connectors offered to the hub, each once.
+    pub exported_connectors: Vec<String>,
+    /// File with the JWT, read at every connect.
+    pub token_file: PathBuf,
+    /// Version of the tunnel protocol that is offered.
+    pub protocol: Protocol,
+    /// Time between pings on a quiet link.
+    pub ping_interval: Duration,
+    /// Time without an answer after which the link is dead.
+    pub ping_timeout: Duration,
+    /// Payload bytes in one data frame.
+    pub max_ws_payload: usize,
+}
+
+/// `tunnel.protocol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// 1: JSON text frames, for old hubs.
+    V1,
+    /// 2: binary frames.
+    V2,
+}
+
+/// Where a connector leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// `limits`: bounds on flows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Idle time after which a flow is closed; `None` = never.
+    pub idle_timeout: Option<Duration>,
+    /// How long a target is dialed.
+    pub connect_timeout: Duration,
+    /// Frames queued per flow in protocol version 1.
+    pub queue_depth_per_cid: usize,
+    /// Flows at one time.
+    pub max_inflight_cids: usize,
+    /// Bytes that all flows together may make this process hold.
+    pub memory_budget: usize,
+    /// How long a flow without a path is kept.
+    pub resume_grace: Duration,
+}
+
+/// `observability`: logs and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservabilityConfig {
+    /// Port of a second listener for metrics, on the health host; `None` = health port only.
+    pub metrics_port: Option<u16>,
+    /// Least important level that is logged.
+    pub log_level: LogLevel,
+    /// Shape of a log line.
+    pub log_format: LogFormat,
+}
+
+/// `proxy`: the way out to the hubs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProxyConfig {
+    /// HTTP proxy for `wss://`, `http://user:password@host:port`; secret as a whole.
+    pub https_proxy: Option<Secret>,
+    /// Same for `ws://`; only from the environment.
+    pub http_proxy: Option<Secret>,
+    /// Hosts reached without the proxy, in the usual `NO_PROXY` syntax.
+    pub no_proxy: Option<String>,
+    /// CA certificates that hubs must chain to, PEM, in place of the system's; `None` = the system's.
+    pub ca_bundle: Option<PathBuf>,
+}

@@ -1,0 +1,250 @@
+//! The hub's configuration, validated: whoever holds a [`HubConfig`] needs no further checks.
+//!
+//! Optional text keys left empty mean "not set"; durations are [`Duration`]s whatever unit the key
+//! has, and `None` where a key's zero means "never".
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Uri;
+use ipnet::IpNet;
+use nowconnect_settings::{LogFormat, LogLevel, Secret, choices};
+
+/// Everything a hub is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HubConfig {
+    /// TCP ports and the connectors they lead to; names and binds are unique.
+    pub listeners: Vec<ListenerConfig>,
+    /// The HTTP surface for agents and peers.
+    pub tunnel: TunnelConfig,
+    /// Bounds on flows.
+    pub limits: LimitsConfig,
+    /// Who may connect.
+    pub security: SecurityConfig,
+    /// Logs, metrics and traces.
+    pub observability: ObservabilityConfig,
+    /// Policy decision point; `None` = off.
+    pub pdp: Option<PdpConfig>,
+    /// The admin API.
+    pub admin: AdminConfig,
+    /// High availability.
+    pub ha: HaConfig,
+}
+
+/// One TCP port of the hub.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerConfig {
+    /// Name for logs and `status`.
+    pub name: String,
+    /// Address to listen on.
+    pub bind: SocketAddr,
+    /// The connector that its connections go to.
+    pub connector: String,
+    /// Client networks let in, besides `security.allow_cidrs`; empty = everyone.
+    pub allow_cidrs: Vec<IpNet>,
+    /// Connections at one time; `None` = no limit of its own.
+    pub max_conn: Option<usize>,
+    /// Idle time after which a flow is closed: its own or `limits.idle_timeout_ms`; `None` = never.
+    pub idle_timeout: Option<Duration>,
+    /// PROXY protocol header expected from trusted balancers.
+    pub proxy_protocol: ProxyProtocol,
+}
+
+choices! {
+    /// Which PROXY protocol header a listener reads.
+    pub enum ProxyProtocol {
+        /// None: the peer address is the client.
+        Off = "off",
+        /// Version 1 (text).
+        V1 = "v1",
+        /// Version 2 (binary).
+        V2 = "v2",
+        /// Either version.
+        Any = "any",
+    }
+}
+
+/// `tunnel`: where agents and peers connect.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TunnelConfig {
+    /// Listening address of `/tunnel`, `/mesh`, `/healthz`, `/readyz`, `/metrics`.
+    pub bind: SocketAddr,
+    /// Payload bytes in one data frame.
+    pub max_ws_payload: usize,
+    /// Time between pings on a quiet link.
+    pub ping_interval: Duration,
+    /// Time without an answer after which the link is dead.
+    pub ping_timeout: Duration,
+    /// TLS in the hub itself; `None` = plain, an ingress ends TLS.
+    pub tls: Option<ServerTls>,
+    /// Ingresses whose forwarded headers (and PROXY headers) are believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// Certificate of a listening socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerTls {
+    /// Certificate chain, PEM.
+    pub cert_file: PathBuf,
+    /// Private key, PEM.
+    pub key_file: PathBuf,
+    /// CA bundle that client certificates must chain to; `None` = clients are not asked.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// `limits`: bounds on flows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Idle time after which a flow is closed; `None` = never.
+    pub idle_timeout: Option<Duration>,
+    /// Frames queued per flow towards a version 1 agent.
+    pub queue_depth_per_cid: usize,
+    /// Flows at one time.
+    pub max_conn_total: usize,
+    /// Flows at one time per client address; `None` = no limit.
+    pub max_conn_per_client: Option<usize>,
+    /// Bytes that all flows together may make this process hold.
+    pub memory_budget: usize,
+    /// How long a flow without a path is kept.
+    pub resume_grace: Duration,
+    /// How long flows get to end when the hub drains.
+    pub drain_timeout: Duration,
+}
+
+/// `security`: who may connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecurityConfig {
+    /// Where the keys of agent tokens come from; `None` = every agent is refused.
+    pub jwks: Option<JwksSource>,
+    /// Required `iss` claim; `None` = any.
+    pub issuer: Option<String>,
+    /// Required `aud` claim.
+    pub audience: String,
+    /// Client networks let in; empty = everyone.
+    pub allow_cidrs: Vec<IpNet>,
+    /// Whether a token must name the connectors that its agent may export.
+    pub require_connector_scopes: bool,
+    /// Sender-constrained tokens.
+    pub fapi_mode: FapiMode,
+}
+
+/// `security.jwks_url`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JwksSource {
+    /// `http://` or `https://`, fetched and cached.
+    Url(Uri),
+    /// `file://`, watched.
+    File(PathBuf),
+}
+
+/// `security.fapi_mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FapiMode {
+    /// 0: bearer tokens.
+    Off,
+    /// 2: DPoP proofs on the upgrade (RFC 9449).
+    Dpop,
+}
+
+/// `observability`: logs, metrics and traces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservabilityConfig {
+    /// Port of the second listener for metrics and health, on `tunnel.host`; `None` = off.
+    pub metrics_port: Option<u16>,
+    /// Least important level that is logged.
+    pub log_level: LogLevel,
+    /// Shape of a log line.
+    pub log_format: LogFormat,
+    /// Where traces go; `None` = nowhere.
+    pub otlp_endpoint: Option<Uri>,
+}
+
+/// `pdp`: an external decision on every open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PdpConfig {
+    /// `http://` or `https://` address that is asked.
+    pub url: Uri,
+    /// Shape of question and answer.
+    pub format: PdpFormat,
+    /// How long an allow is remembered.
+    pub cache_ttl: Duration,
+    /// How long an answer is waited for.
+    pub timeout: Duration,
+    /// Whether no answer means allow.
+    pub fail_open: bool,
+}
+
+choices! {
+    /// Shape of the PDP's question and answer.
+    pub enum PdpFormat {
+        /// OpenID AuthZEN 1.0 evaluation.
+        Authzen = "authzen",
+        /// `{"subject","action","resource","context"}` answered by `{"allow"}`.
+        Simple = "simple",
+    }
+}
+
+/// `admin`: the admin API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// Listening address.
+    pub bind: SocketAddr,
+    /// File with the bearer token; `None` only on loopback.
+    pub token_file: Option<PathBuf>,
+}
+
+/// `ha`: several hubs as one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HaConfig {
+    /// What HA does; `Off` also when `ha.enabled` is false.
+    pub mode: HaMode,
+    /// This hub's name among its peers; `hub` when HA is not configured.
+    pub replica_id: String,
+    /// Registry of agents; `None` = in this process. Holds the password, so it is secret as a whole.
+    pub redis_url: Option<Secret>,
+    /// Links between hubs.
+    pub mesh: MeshConfig,
+}
+
+choices! {
+    /// What HA does.
+    pub enum HaMode {
+        /// No HA code runs.
+        Off = "off",
+        /// Cross-hub decisions are made and recorded, traffic stays local.
+        Shadow = "shadow",
+        /// Cross-hub delivery.
+        Active = "active",
+    }
+}
+
+/// `ha.mesh`: links between hubs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MeshConfig {
+    /// Separate listening address of `/mesh`; `None` = on `tunnel`.
+    pub listen: Option<SocketAddr>,
+    /// `ws://` or `wss://` addresses of the other hubs' `/mesh`, each once.
+    pub peers: Vec<Uri>,
+    /// Whether a peer must prove a certificate of the mesh CA.
+    pub require_mtls: bool,
+    /// Certificates; always there when `require_mtls` is set and HA runs with peers.
+    pub tls: Option<MeshTls>,
+    /// Frames queued per link.
+    pub send_queue_depth: usize,
+    /// Bytes queued or unacknowledged per link.
+    pub per_link_max_inflight_bytes: usize,
+    /// Longest pause between attempts to connect.
+    pub connect_backoff_max: Duration,
+}
+
+/// `ha.mesh.tls`: the mesh CA and this hub's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshTls {
+    /// CA certificates of the mesh, PEM.
+    pub ca_bundle: PathBuf,
+    /// This hub's certificate chain, PEM.
+    pub cert_file: PathBuf,
+    /// Its private key, PEM.
+    pub key_file: PathBuf,
+}

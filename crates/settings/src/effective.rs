@@ -1,0 +1,139 @@
+//! The configuration in effect, for people and for the admin API.
+
+use std::fmt;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use crate::node::plain_kind;
+
+/// A value ready to be shown: secrets are masked already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// A boolean or number.
+    Plain(String),
+    /// Text.
+    Text(String),
+    /// A list.
+    List(Vec<Shown>),
+    /// Keys in the order in which they are documented, with the environment variable that set them.
+    Map(Vec<(String, Shown, Option<String>)>),
+}
+
+/// The configuration in effect, defaults included. Displays as YAML that loads to the same
+/// configuration, except for masked secrets; serializes with the same structure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effective(pub(crate) Shown);
+
+impl Serialize for Shown {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Plain(text) => match (text.parse::<bool>(), text.parse::<u64>()) {
+                (Ok(bool), _) => serializer.serialize_bool(bool),
+                (_, Ok(number)) => serializer.serialize_u64(number),
+                _ => serializer.serialize_str(text),
+            },
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::List(items) => serializer.collect_seq(items),
+            Self::Map(entries) => {
+                let mut map = serializer.serialize_map(Some(entries.len()))?;
+                for (key, value, _) in entries {
+                    map.serialize_entry(key, value)?;
+                }
+                map.end()
+            }
+        }
+    }
+}
+
+impl Serialize for Effective {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl fmt::Display for Effective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Shown::Map(entries) => write_map(f, entries, 0),
+            other => writeln!(f, "{}", Inline(other)),
+        }
+    }
+}
+
+type Entries = [(String, Shown, Option<String>)];
+
+fn write_map(f: &mut fmt::Formatter<'_>, entries: &Entries, depth: usize) -> fmt::Result {
+    for (key, value, env) in entries {
+        write!(f, "{:1$}", "", depth * 2)?;
+        write!(f, "{}:", Inline(&Shown::Text(key.clone())))?;
+        let note = env
+            .as_ref()
+            .map(|env| format!("  # {env}"))
+            .unwrap_or_default();
+        match value {
+            Shown::Map(inner) if !inner.is_empty() => {
+                writeln!(f, "{note}")?;
+                write_map(f, inner, depth + 1)?;
+            }
+            Shown::List(items) if items.iter().any(|item| matches!(item, Shown::Map(_))) => {
+                writeln!(f, "{note}")?;
+                for item in items {
+                    writeln!(f, "{:1$}- {2}", "", depth * 2 + 2, Inline(item))?;
+                }
+            }
+            value => writeln!(f, " {}{note}", Inline(value))?,
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Display for Shown {
+    /// YAML on one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Inline(self).fmt(f)
+    }
+}
+
+/// YAML flow style.
+struct Inline<'a>(&'a Shown);
+
+impl fmt::Display for Inline<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Shown::Plain(text) => f.write_str(text),
+            Shown::Text(text) if stays_text(text) => f.write_str(text),
+            Shown::Text(text) => write!(f, "'{}'", text.replace('\'', "''")),
+            Shown::List(items) => {
+                f.write_str("[")?;
+                for (i, item) in items.iter().enumerate() {
+                    write!(f, "{}{}", if i > 0 { ", " } else { "" }, Inline(item))?;
+                }
+                f.write_str("]")
+            }
+            Shown::Map(entries) => {
+                f.write_str("{ ")?;
+                for (i, (key, value, _)) in entries.iter().enumerate() {
+                    let comma = if i > 0 { ", " } else { "" };
+                    write!(
+                        f,
+                        "{comma}{}: {}",
+                        Inline(&Shown::Text(key.clone())),
+                        Inline(value)
+                    )?;
+                }
+                f.write_str(" }")
+            }
+        }
+    }
+}
+
+/// Whether text needs no quotes to be read back as the same text.
+fn stays_text(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '/')
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "/._-:".contains(c))
+        && !text.ends_with(':')
+        && plain_kind(text).is_none()
+        && !matches!(text, "null" | "Null" | "NULL")
+}

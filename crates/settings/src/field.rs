@@ -1,0 +1,288 @@
+//! A key with one value or a list of them.
+
+use std::borrow::Cow;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use crate::effective::Shown;
+use crate::load::KeySpec;
+use crate::node::{Content, Node, Origin, Scalar, Style, plain_kind};
+use crate::problem::Problem;
+use crate::source::read_text;
+use crate::suggest::closest;
+use crate::table::Table;
+use crate::value::{Number, Value};
+
+/// A key being asked for: say what is allowed, then end with [`Field::or`], [`Field::optional`],
+/// [`Field::required`], [`Field::list`] or [`Field::file`].
+#[must_use = "end with or(), optional(), required(), list() or file()"]
+pub struct Field<'f, 't, T> {
+    table: &'f mut Table<'t>,
+    key: &'static str,
+    secret: bool,
+    bounds: String,
+    allowed: Box<dyn Fn(&T) -> bool>,
+}
+
+impl<'f, 't, T: Value> Field<'f, 't, T> {
+    pub(crate) fn new(table: &'f mut Table<'t>, key: &'static str) -> Self {
+        Self {
+            table,
+            key,
+            secret: false,
+            bounds: T::WORDS.join(", "),
+            allowed: Box::new(|_| true),
+        }
+    }
+
+    /// Masks the value wherever it is shown, and lets `<key>_file` name a file that holds it.
+    pub fn secret(self) -> Self {
+        Self {
+            secret: true,
+            ..self
+        }
+    }
+
+    /// Allows only what `allowed` does; `bounds` says that in a few words.
+    pub fn check(self, bounds: &str, allowed: impl Fn(&T) -> bool + 'static) -> Self {
+        Self {
+            bounds: bounds.to_owned(),
+            allowed: Box::new(allowed),
+            ..self
+        }
+    }
+
+    /// The value, or `default` when it is not set.
+    pub fn or(mut self, default: T) -> T {
+        self.describe(T::KIND, Some(default.show()));
+        let value = self.value().unwrap_or(default);
+        self.table.show(self.key, value.show());
+        value
+    }
+
+    /// The value; `None` when it is not set or is empty text.
+    pub fn optional(mut self) -> Option<T> {
+        self.describe(T::KIND, Some(Shown::Text(String::new())));
+        let value = self.value();
+        let shown = value.as_ref().map_or(Shown::Text(String::new()), T::show);
+        self.table.show(self.key, shown);
+        value
+    }
+
+    /// The value; not set is a problem, and so `None` means that there was one.
+    pub fn required(mut self) -> Option<T> {
+        self.describe(T::KIND, None);
+        let before = self.table.reader.problems.len();
+        let value = self.value();
+        match &value {
+            Some(value) => self.table.show(self.key, value.show()),
+            None if self.table.reader.problems.len() == before => {
+                self.table.problem(self.key, "required but not set", "");
+            }
+            None => {}
+        }
+        value
+    }
+
+    /// A list of values; empty when it is not set.
+    pub fn list(mut self) -> Vec<T> {
+        self.describe(&format!("list: {}", T::KIND), Some(Shown::List(Vec::new())));
+        let values = self.items();
+        self.table
+            .show(self.key, Shown::List(values.iter().map(T::show).collect()));
+        values
+    }
+
+    fn items(&mut self) -> Vec<T> {
+        let Some(node) = self.table.ask(self.key) else {
+            return Vec::new();
+        };
+        let path = self.table.path(self.key);
+        let mut values = Vec::new();
+        match &node.collection().content {
+            Content::List(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    values.extend(self.typed(item, format!("{path}[{i}]")));
+                }
+            }
+            // `a,b` in the environment.
+            Content::Scalar(scalar) if scalar.style == Style::Untyped => {
+                for part in scalar.parts() {
+                    let scalar = Scalar {
+                        text: part.to_owned(),
+                        literal: None,
+                        ..scalar.clone()
+                    };
+                    let item = Node {
+                        content: Content::Scalar(scalar),
+                        ..node.clone()
+                    };
+                    values.extend(self.typed(&item, path.clone()));
+                }
+            }
+            _ => {
+                let found = node.describe(self.secret);
+                let message = format!("expected a list, each item {}, found {found}", T::KIND);
+                let problem = Problem::new(message).hint("write [a, b]");
+                self.table.reader.report(path, &node.origin, problem);
+            }
+        }
+        values
+    }
+
+    /// The value, unless it is not set, is empty text, or is wrong, which is reported.
+    fn value(&mut self) -> Option<T> {
+        let node = match self.secret {
+            true => self.secret_node()?,
+            false => Cow::Borrowed(self.table.ask(self.key)?),
+        };
+        let empty = matches!(&node.content, Content::Scalar(s) if s.text.is_empty());
+        if empty && T::TEXT {
+            return None;
+        }
+        let path = self.table.path(self.key);
+        self.typed(&node, path)
+    }
+
+    /// What `key` or the file named by `key_file` says; the environment's word counts more.
+    fn secret_node(&mut self) -> Option<Cow<'t, Node>> {
+        let file_key = format!("{}_file", self.key);
+        let (direct, named) = (self.table.ask(self.key), self.table.ask(&file_key));
+        let from_env = |node: &Node| matches!(node.origin, Origin::Env(_));
+        let named = match (direct, named) {
+            (direct, None) => return direct.map(Cow::Borrowed),
+            (None, Some(named)) => named,
+            (Some(direct), Some(named)) => match (from_env(direct), from_env(named)) {
+                (true, false) => return Some(Cow::Borrowed(direct)),
+                (false, true) => named,
+                _ => {
+                    let message = format!("{} is set as well", self.key);
+                    self.table
+                        .problem(&file_key, message, "keep one of the two");
+                    return None;
+                }
+            },
+        };
+        let path = Field::<PathBuf>::new(self.table, self.key).typed(named, file_key.clone())?;
+        let path = self.table.reader.env.resolve(&path);
+        self.table.name_file(&file_key, path.clone());
+        match read_text(&path) {
+            Ok(text) => {
+                let (written, style, literal) = (None, Style::Untyped, None);
+                let scalar = Scalar {
+                    text: text.trim_end().to_owned(),
+                    written,
+                    style,
+                    literal,
+                };
+                Some(Cow::Owned(Node {
+                    content: Content::Scalar(scalar),
+                    ..named.clone()
+                }))
+            }
+            Err(problem) => {
+                let message = format!("{}: {}", path.display(), problem.message);
+                self.table
+                    .problem(&file_key, message, problem.hint.as_deref().unwrap_or(""));
+                None
+            }
+        }
+    }
+
+    /// Gives a node its type, or reports why that cannot be.
+    fn typed(&mut self, node: &Node, path: String) -> Option<T> {
+        match self.convert(node) {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                self.table.reader.report(path, &node.origin, problem);
+                None
+            }
+        }
+    }
+
+    fn convert(&self, node: &Node) -> Result<T, Problem> {
+        let Content::Scalar(scalar) = &node.content else {
+            return Err(self.wrong(node, "", None));
+        };
+        let text = scalar.text.as_str();
+        let value = match scalar.style {
+            Style::Untyped => T::parse_untyped(text),
+            _ => T::parse(text),
+        };
+        let looks_other = match scalar.style {
+            Style::Plain => T::TEXT && (node.is_null() || plain_kind(text).is_some()),
+            Style::Quoted => !T::TEXT,
+            Style::Untyped => false,
+        };
+        match value {
+            Ok(_) if looks_other => {
+                let hint = if T::TEXT {
+                    "put it in quotes"
+                } else {
+                    "remove the quotes"
+                };
+                Err(self.wrong(node, "", Some(hint.into())))
+            }
+            Ok(value) if (self.allowed)(&value) => Ok(value),
+            Ok(_) => Err(self.wrong(node, "", None)),
+            Err(detail) => {
+                let near = closest(text, T::WORDS.iter().copied()).filter(|_| !self.secret);
+                Err(self.wrong(
+                    node,
+                    &detail,
+                    near.map(|word| format!("did you mean {word}?")),
+                ))
+            }
+        }
+    }
+
+    fn wrong(&self, node: &Node, detail: &str, hint: Option<String>) -> Problem {
+        let bounds = match self.bounds.as_str() {
+            "" => String::new(),
+            bounds => format!(" ({bounds})"),
+        };
+        let found = node.describe(self.secret);
+        let mut message = format!("expected {}{bounds}, found {found}", T::KIND);
+        if !detail.is_empty() {
+            message.push_str(&format!(": {detail}"));
+        }
+        Problem {
+            hint,
+            ..Problem::new(message)
+        }
+    }
+
+    fn describe(&mut self, kind: &str, default: Option<Shown>) {
+        let key = self.table.pattern(self.key);
+        let Some(schema) = &mut self.table.reader.schema else {
+            return;
+        };
+        schema.push(KeySpec {
+            key,
+            kind: kind.to_owned(),
+            default: default.map(|shown| shown.to_string()),
+            bounds: self.bounds.clone(),
+            secret: self.secret,
+        });
+    }
+}
+
+impl<T: Number + 'static> Field<'_, '_, T> {
+    /// Allows only numbers in `range`.
+    pub fn range(self, range: RangeInclusive<T>) -> Self {
+        let bounds = format!("{} to {}", range.start(), range.end());
+        self.check(&bounds, move |number| range.contains(number))
+    }
+}
+
+impl Field<'_, '_, PathBuf> {
+    /// A file that is read while running: it is resolved as [`crate::Env::resolve`] says, watched,
+    /// and must be there in the end. `None` when it is not set or is empty text.
+    pub fn file(self) -> Option<PathBuf> {
+        let Self { table, key, .. } = self;
+        let path = Field::<PathBuf>::new(table, key).optional()?;
+        let path = table.reader.env.resolve(&path);
+        table.name_file(key, path.clone());
+        Some(path)
+    }
+}

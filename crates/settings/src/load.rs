@@ -1,0 +1,233 @@
+//! From a source to a configuration or to every problem in it.
+
+use std::path::{Path, PathBuf};
+
+use crate::effective::{Effective, Shown};
+use crate::node::{Content, Node, Origin, Scalar};
+use crate::overlay::{self, Alias};
+use crate::problem::{Problem, Problems, Severity};
+use crate::source::{Env, Source};
+use crate::table::{Reader, Table};
+use crate::yaml::parse_yaml;
+
+/// A validated configuration and what is known about it.
+#[derive(Clone, Debug)]
+pub struct Loaded<T> {
+    /// The configuration.
+    pub config: T,
+    /// The file it came from.
+    pub file: Option<PathBuf>,
+    /// The configuration in effect, with secrets masked.
+    pub effective: Effective,
+    /// What is allowed but deserves a look.
+    pub warnings: Vec<Problem>,
+    /// Files that the configuration names, with the problem that one is when it is missing.
+    named: Vec<(PathBuf, Problem)>,
+}
+
+impl<T> Loaded<T> {
+    /// The configuration file and every file that it names, each once: what to watch.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let named = self.named.iter().map(|(path, _)| path.clone());
+        let mut files: Vec<_> = self.file.iter().cloned().chain(named).collect();
+        files.sort();
+        files.dedup();
+        files
+    }
+
+    /// One problem for each named file that cannot be opened.
+    pub fn missing_files(&self) -> Vec<Problem> {
+        let missing = |(path, problem): &(PathBuf, Problem)| {
+            let error = std::fs::File::open(path).err()?;
+            let message = match error.kind() {
+                std::io::ErrorKind::NotFound => format!("there is no file {}", path.display()),
+                _ => format!("{} cannot be opened: {error}", path.display()),
+            };
+            Some(Problem {
+                message,
+                ..problem.clone()
+            })
+        };
+        self.named.iter().filter_map(missing).collect()
+    }
+
+    /// Turns missing files into an error.
+    pub fn with_files(self) -> Result<Self, Problems> {
+        let missing = self.missing_files();
+        if missing.is_empty() {
+            Ok(self)
+        } else {
+            Err(Problems(missing))
+        }
+    }
+}
+
+/// A key of a schema.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeySpec {
+    /// Path: `tunnel.port`, `listeners[].bind`, `targets.<name>.host`.
+    pub key: String,
+    /// What is expected: `an integer`, `list of ...`.
+    pub kind: String,
+    /// The default as YAML; `None` = the key is required.
+    pub default: Option<String>,
+    /// Bounds or words allowed, in words; empty = none.
+    pub bounds: String,
+    /// Whether the value is masked and `<key>_file` may name a file that holds it.
+    pub secret: bool,
+}
+
+/// A file with the environment laid over it, not typed yet.
+#[derive(Debug)]
+pub struct Document {
+    root: Node,
+    file: Option<PathBuf>,
+    env: Env,
+    problems: Vec<Problem>,
+}
+
+impl Document {
+    /// Reads the file and lays the environment over it.
+    ///
+    /// # Errors
+    /// Fails when nothing can be said about single keys: no such file, not UTF-8, too large, broken
+    /// syntax. Other problems are kept for [`Document::decode`].
+    pub fn read(source: &Source, aliases: &[Alias]) -> Result<Self, Problems> {
+        let mut document = Self {
+            root: Node::empty(),
+            file: None,
+            env: source.env.clone(),
+            problems: Vec::new(),
+        };
+        if let Some((path, text)) = source.read()? {
+            let in_file = |problem| Problem {
+                file: Some(path.clone()),
+                ..problem
+            };
+            let (root, problems) = parse_yaml(&text);
+            document.problems = problems;
+            document.root = match root {
+                Some(root) if matches!(root.content, Content::Map(_)) => root,
+                Some(root) if !root.is_null() => {
+                    let problem = Problem::new("the file must hold keys and values at its top");
+                    return Err(in_file(problem.hint("like `tunnel:`")).into());
+                }
+                _ if !document.problems.is_empty() => {
+                    return Err(Problems(
+                        document.problems.into_iter().map(in_file).collect(),
+                    ));
+                }
+                _ => return Err(in_file(Problem::new("the file holds no configuration")).into()),
+            };
+            overlay::substitute(&mut document.root, "", &source.env, &mut document.problems);
+            document.problems = document.problems.into_iter().map(in_file).collect();
+            document.file = Some(path);
+        }
+        let problems = overlay::overlay(&mut document.root, &source.env, aliases);
+        document.problems.extend(problems);
+        Ok(document)
+    }
+
+    /// Sets a key from a variable whose name holds part of the path.
+    pub fn set(&mut self, path: &[&str], var: &str, text: &str) {
+        self.problems
+            .extend(overlay::set(&mut self.root, path, var, text));
+    }
+
+    /// The texts of a list that is not checked yet; what is no text is left out.
+    pub fn texts(&self, section: &str, key: &str) -> Vec<String> {
+        let list = self.root.get(section).and_then(|section| section.get(key));
+        let Some(node) = list else { return Vec::new() };
+        let text = |node: &Node| match &node.content {
+            Content::Scalar(scalar) => Some(scalar.text.clone()),
+            _ => None,
+        };
+        match &node.collection().content {
+            Content::List(items) => items.iter().filter_map(text).collect(),
+            Content::Scalar(scalar) => scalar.parts().map(str::to_owned).collect(),
+            Content::Map(_) => Vec::new(),
+        }
+    }
+
+    /// Types and checks the document with `read`, which returns `None` only after it has had a
+    /// problem reported.
+    ///
+    /// # Errors
+    /// Every problem that is not a warning.
+    pub fn decode<T>(
+        self,
+        read: impl FnOnce(&mut Table<'_>) -> Option<T>,
+    ) -> Result<Loaded<T>, Problems> {
+        let mut reader = Reader::new(self.root, self.file.clone(), self.env);
+        reader.problems = self.problems;
+        let (config, shown) = reader.root(read);
+        let Reader {
+            problems, named, ..
+        } = reader;
+        let (warnings, mut errors): (Vec<_>, Vec<_>) = problems
+            .into_iter()
+            .partition(|p| p.severity == Severity::Warning);
+        match config {
+            Some(config) if errors.is_empty() => {
+                let effective = Effective(Shown::Map(shown));
+                Ok(Loaded {
+                    config,
+                    file: self.file,
+                    effective,
+                    warnings,
+                    named,
+                })
+            }
+            _ => {
+                errors.sort_by_key(|p| (p.env.is_some(), p.line, p.column));
+                Err(Problems(errors))
+            }
+        }
+    }
+}
+
+/// Reads, types and checks a configuration.
+///
+/// # Errors
+/// Every problem that is not a warning.
+pub fn load<T>(
+    source: &Source,
+    aliases: &[Alias],
+    read: impl FnOnce(&mut Table<'_>) -> Option<T>,
+) -> Result<Loaded<T>, Problems> {
+    Document::read(source, aliases)?.decode(read)
+}
+
+/// Every key that `read` asks for, in order.
+pub fn describe<T>(read: impl FnOnce(&mut Table<'_>) -> T) -> Vec<KeySpec> {
+    let mut reader = Reader::new(Node::empty(), None, Env::default());
+    reader.schema = Some(Vec::new());
+    reader.root(read);
+    reader.schema.unwrap_or_default()
+}
+
+impl Scalar {
+    /// The parts of a text between commas.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &str> {
+        self.text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+    }
+}
+
+/// Fills in where a problem is.
+pub(crate) fn placed(problem: Problem, origin: &Origin, file: Option<&Path>) -> Problem {
+    match origin {
+        Origin::Env(var) => Problem {
+            env: Some(var.to_string()),
+            ..problem
+        },
+        Origin::File { line, column } => Problem {
+            file: file.map(Path::to_owned),
+            line: *line,
+            column: *column,
+            ..problem
+        },
+    }
+}

@@ -1,0 +1,233 @@
+//! YAML text to tree; the only file that names the YAML library.
+
+use std::collections::HashMap;
+
+use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag, options};
+
+use crate::node::{Content, Entry, Node, Origin, Scalar, Style};
+use crate::problem::Problem;
+
+/// Values of one document, aliases counted each time they are used.
+const MAX_NODES: usize = 200_000;
+/// Levels of nesting.
+const MAX_DEPTH: usize = 32;
+
+/// Parses one YAML document.
+///
+/// Problems that leave the rest readable (a doubled key, a tag) come with a tree, broken syntax
+/// without one. An empty document has neither.
+pub(crate) fn parse_yaml(text: &str) -> (Option<Node>, Vec<Problem>) {
+    let limits = options! { flow_nesting_limit: MAX_DEPTH, block_nesting_limit: MAX_DEPTH, emit_comments: false };
+    let mut builder = Builder {
+        events: Parser::new_from_str_with_options(text, limits),
+        anchors: HashMap::new(),
+        problems: Vec::new(),
+        nodes: 0,
+    };
+    let root = builder.document().unwrap_or_else(|error| {
+        builder.problems.push(syntax_problem(&error, text));
+        None
+    });
+    (root, builder.problems)
+}
+
+struct Builder<I> {
+    events: I,
+    anchors: HashMap<usize, (Node, usize)>,
+    problems: Vec<Problem>,
+    nodes: usize,
+}
+
+/// Ends parsing.
+enum Broken {
+    Scan(ScanError),
+    Limit(Span, String),
+}
+
+impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
+    fn next(&mut self) -> Result<(Event<'t>, Span), Broken> {
+        match self.events.next() {
+            Some(event) => event.map_err(Broken::Scan),
+            None => Ok((Event::StreamEnd, Span::default())),
+        }
+    }
+
+    fn document(&mut self) -> Result<Option<Node>, Broken> {
+        let mut root = None;
+        loop {
+            match self.next()? {
+                (Event::StreamEnd, _) => return Ok(root),
+                (Event::DocumentStart(..), span) if root.is_some() => {
+                    let problem = Problem::new("a second document starts here");
+                    self.problem(&span, problem.hint("keep one document in the file"));
+                    return Ok(root);
+                }
+                (event, span) if event.is_node() => root = Some(self.node(event, &span)?),
+                _ => {}
+            }
+        }
+    }
+
+    fn node(&mut self, event: Event<'t>, span: &Span) -> Result<Node, Broken> {
+        let (anchor, before) = (event.anchor_id(), self.nodes);
+        self.count(1, span)?;
+        let content = match event {
+            Event::Scalar(text, style, _, tag) => {
+                let tagged = self.tag(tag.as_deref(), span);
+                let plain = style == ScalarStyle::Plain && !tagged;
+                let style = if plain { Style::Plain } else { Style::Quoted };
+                Content::Scalar(Scalar {
+                    text: text.into_owned(),
+                    written: None,
+                    style,
+                    literal: None,
+                })
+            }
+            Event::SequenceStart(_, _, tag) => {
+                self.tag(tag.as_deref(), span);
+                Content::List(self.list()?)
+            }
+            Event::MappingStart(_, _, tag) => {
+                self.tag(tag.as_deref(), span);
+                Content::Map(self.map()?)
+            }
+            Event::Alias(id) => {
+                // An alias inside its own anchor finds nothing here, so there are no cycles.
+                let Some((node, size)) = self.anchors.get(&id).cloned() else {
+                    let message = "an alias that stands inside its own anchor";
+                    return Err(Broken::Limit(*span, message.into()));
+                };
+                self.count(size, span)?;
+                return Ok(Node {
+                    origin: origin(span),
+                    ..node
+                });
+            }
+            _ => return Err(Broken::Limit(*span, "unexpected YAML here".into())),
+        };
+        let node = Node {
+            origin: origin(span),
+            content,
+        };
+        if let Some(id) = anchor {
+            self.anchors.insert(id, (node.clone(), self.nodes - before));
+        }
+        Ok(node)
+    }
+
+    fn list(&mut self) -> Result<Vec<Node>, Broken> {
+        let mut items = Vec::new();
+        loop {
+            match self.next()? {
+                (Event::SequenceEnd, _) => return Ok(items),
+                (event, span) => items.push(self.node(event, &span)?),
+            }
+        }
+    }
+
+    fn map(&mut self) -> Result<Vec<Entry>, Broken> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut lines: HashMap<String, usize> = HashMap::new();
+        loop {
+            let (event, span) = self.next()?;
+            if event == Event::MappingEnd {
+                return Ok(entries);
+            }
+            let key = match event {
+                Event::Scalar(text, ..) => text.into_owned(),
+                _ => return Err(Broken::Limit(span, "a key must be plain text".into())),
+            };
+            let (event, value_span) = self.next()?;
+            let node = self.node(event, &value_span)?;
+            if let Some(line) = lines.get(&key) {
+                let problem = Problem::new(format!("this key is already set on line {line}"));
+                let problem = Problem {
+                    key,
+                    ..problem.hint("remove one of the two")
+                };
+                self.problem(&span, problem);
+                continue;
+            }
+            lines.insert(key.clone(), span.start.line());
+            entries.push(Entry {
+                key,
+                origin: origin(&span),
+                node,
+            });
+        }
+    }
+
+    /// Whether a tag makes a scalar text; any tag but `!!str` is a problem.
+    fn tag(&mut self, tag: Option<&Tag>, span: &Span) -> bool {
+        match tag {
+            None => false,
+            Some(tag) if tag.is_yaml_core_schema_tag("str") => true,
+            Some(tag) => {
+                let problem =
+                    Problem::new(format!("the tag {} means nothing here", tag.original()));
+                self.problem(span, problem.hint("remove it"));
+                false
+            }
+        }
+    }
+
+    fn count(&mut self, nodes: usize, span: &Span) -> Result<(), Broken> {
+        self.nodes += nodes;
+        if self.nodes > MAX_NODES {
+            return Err(Broken::Limit(
+                *span,
+                format!("more than {MAX_NODES} values"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn problem(&mut self, span: &Span, problem: Problem) {
+        let (line, column) = (span.start.line(), span.start.col() + 1);
+        self.problems.push(Problem {
+            line,
+            column,
+            ..problem
+        });
+    }
+}
+
+fn origin(span: &Span) -> Origin {
+    Origin::File {
+        line: span.start.line(),
+        column: span.start.col() + 1,
+    }
+}
+
+/// A syntax error in words, with advice where the cause is a usual one.
+fn syntax_problem(error: &Broken, text: &str) -> Problem {
+    let (mark, message) = match error {
+        Broken::Scan(error) => (error.marker(), format!("not valid YAML: {}", error.info())),
+        Broken::Limit(span, message) => (&span.start, message.clone()),
+    };
+    let problem = Problem {
+        line: mark.line(),
+        column: mark.col() + 1,
+        ..Problem::new(message)
+    };
+    let indented_by_tab = |line: &str| line.trim_start_matches(' ').starts_with('\t');
+    // The scanner may notice a tab only at the token after it, so the line before counts too.
+    let suspects = text
+        .lines()
+        .enumerate()
+        .skip(mark.line().saturating_sub(2))
+        .take(2);
+    match suspects.into_iter().find(|(_, line)| indented_by_tab(line)) {
+        Some((i, line)) => {
+            let column = line.len() - line.trim_start_matches(' ').len() + 1;
+            let message = "a tab is used for indentation";
+            Problem {
+                line: i + 1,
+                column,
+                ..Problem::new(message)
+            }
+            .hint("indent with spaces")
+        }
+        None => problem,
+    }
+}
