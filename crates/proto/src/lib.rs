@@ -11,6 +11,7 @@ pub mod frame;
 pub mod hello;
 pub mod ids;
 mod json;
+pub mod json_v1;
 
 pub use close::Reason;
 pub use flow::Flow;
