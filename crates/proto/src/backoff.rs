@@ -1,18 +1,21 @@
 //! When to try again: exponential backoff with full jitter, no clock and no randomness inside.
 //!
-//! Full jitter (the delay is uniform between zero and a ceiling that doubles) spreads a fleet that lost its hub at
-//! one instant over the whole ceiling. The ceiling falls back to its base only after a minute of proven life: a
-//! hub that accepts, then crashes, must not be hammered by everyone it just accepted.
+//! Full jitter (the delay is uniform between zero and a ceiling that doubles) spreads a fleet that
+//! lost its hub at one instant over the whole ceiling. The ceiling falls back to its base only
+//! after a minute of proven life: a hub that accepts, then crashes, must not be hammered by
+//! everyone it just accepted.
 
 use std::time::Duration;
 
-/// How long a connection must live before its loss counts as a new incident and not as the same one.
+/// How long a connection must live before its loss counts as a new incident and not as the same
+/// one.
 pub const PROVEN_LIFE: Duration = Duration::from_secs(60);
 
 /// Longest `Retry-After` that is honoured: no server may send its clients away for good.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// State of one reconnecting party. Times (`now`) count from any fixed instant on a monotonic clock.
+/// State of one reconnecting party. Times (`now`) count from any fixed instant on a monotonic
+/// clock.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     base: Duration,
@@ -40,12 +43,13 @@ impl Backoff {
         let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);
         let ceiling = self.base.saturating_mul(factor).min(self.max);
         self.failures = self.failures.saturating_add(1);
-        // The server's wish is a floor, and the jitter goes on top: everyone it turned away got the same wish.
+        // The server's wish is a floor, and the jitter goes on top: everyone it turned away got the
+        // same wish.
         std::mem::take(&mut self.retry_after) + fraction(ceiling, random)
     }
 
-    /// The server asked to come back no sooner than `wait` (RFC 9110 section 10.2.3), which holds for the next
-    /// delay only and is cut to [`MAX_RETRY_AFTER`].
+    /// The server asked to come back no sooner than `wait` (RFC 9110 section 10.2.3), which holds
+    /// for the next delay only and is cut to [`MAX_RETRY_AFTER`].
     pub fn note_retry_after(&mut self, wait: Duration) {
         self.retry_after = wait.min(MAX_RETRY_AFTER);
     }

@@ -1,7 +1,8 @@
-//! The JSON bodies of version 2's handshake frames: who we are, what we export, and the token renewed in band.
+//! The JSON bodies of version 2's handshake frames: who we are, what we export, and the token
+//! renewed in band.
 //!
-//! Everything is bounded when it is read ([`MAX_JSON_BODY`], [`MAX_CONNECTORS`], [`is_name`]). Unknown keys come from newer
-//! peers and are ignored; missing ones are errors.
+//! Everything is bounded when it is read ([`MAX_JSON_BODY`], [`MAX_CONNECTORS`], [`is_name`]).
+//! Unknown keys come from newer peers and are ignored; missing ones are errors.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -16,7 +17,8 @@ use crate::json::{self, JsonError};
 pub const MAX_CONNECTORS: usize = 256;
 /// Longest bearer token, in bytes: it must fit into one HTTP header as well.
 pub const MAX_TOKEN: usize = 16 * 1024;
-/// Smallest credit window and payload that a peer may ask for, in bytes: less would make a frame of every few bytes.
+/// Smallest credit window and payload that a peer may ask for, in bytes: less would make a frame of
+/// every few bytes.
 pub const MIN_SIZE: u32 = 1024;
 
 const MAX_FEATURES: usize = 32;
@@ -70,7 +72,8 @@ pub enum HelloError {
     },
 }
 
-/// True for the names of agents, connectors, hubs and features: 1 to [`MAX_NAME`] of `[A-Za-z0-9._-]`.
+/// True for the names of agents, connectors, hubs and features: 1 to [`MAX_NAME`] of
+/// `[A-Za-z0-9._-]`.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len())
@@ -79,8 +82,8 @@ pub fn is_name(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// One start of an agent process: 128 random bits, drawn anew at every start, 32 lower-case hex digits on the wire.
-/// Two tunnels with the same instance belong to the same running agent.
+/// One start of an agent process: 128 random bits, drawn anew at every start, 32 lower-case hex
+/// digits on the wire. Two tunnels with the same instance belong to the same running agent.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Instance(pub u128);
 

@@ -30,8 +30,8 @@ pub enum JsonError {
     },
 }
 
-/// Reads one JSON text of at most `max` bytes. Unknown keys are for the type to ignore or refuse; doubled known keys
-/// and trailing text are errors.
+/// Reads one JSON text of at most `max` bytes. Unknown keys are for the type to ignore or refuse;
+/// doubled known keys and trailing text are errors.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a [u8], max: usize) -> Result<T, JsonError> {
     if text.len() > max {
         return Err(JsonError::TooLong {
@@ -57,7 +57,8 @@ pub(crate) fn write<T: Serialize>(value: &T, max: usize) -> Result<Vec<u8>, Json
     Ok(text)
 }
 
-/// serde's own message quotes the offending value, so only those that quote nothing but a key are passed on.
+/// serde's own message quotes the offending value, so only those that quote nothing but a key are
+/// passed on.
 fn describe(error: &serde_json::Error) -> JsonError {
     let message = error.to_string();
     let what = match error.classify() {
