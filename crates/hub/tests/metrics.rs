@@ -1,4 +1,5 @@
 //! The metrics that are served against the ones that are documented.
+#![allow(clippy::expect_used, clippy::panic, reason = "a test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,0 +1,402 @@
+//! Who may open a flow: client networks, the PROXY header of balancers, and how many at one time.
+//!
+//! The outcome is a [`Permit`]. Only this module can make one and the router demands it, so nothing
+//! reaches an agent that was not judged here.
+
+mod proxy;
+mod quiet;
+mod slots;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use tokio::net::TcpStream;
+
+use crate::config::{HubConfig, ListenerConfig, ProxyProtocol};
+use crate::metrics::{ConnectorMetrics, ListenerError, Metrics};
+
+pub use proxy::{HEADER_DEADLINE, ProxyError};
+pub use quiet::Quiet;
+
+use slots::{ClientGate, ClientSlot, Gate, Slot};
+
+/// The rules for every client, exchanged as a whole when the configuration changes.
+#[derive(Debug)]
+struct Rules {
+    allow: Vec<IpNet>,
+    trusted_proxies: Vec<IpNet>,
+    max_total: usize,
+    max_per_client: usize,
+}
+
+impl Rules {
+    fn of(config: &HubConfig) -> Self {
+        Self {
+            allow: config.security.allow_cidrs.clone(),
+            trusted_proxies: config.tunnel.trusted_proxies.clone(),
+            max_total: config.limits.max_conn_total,
+            max_per_client: config.limits.max_conn_per_client.unwrap_or(usize::MAX),
+        }
+    }
+}
+
+/// Judges client connections.
+#[derive(Debug)]
+pub struct Policy {
+    rules: ArcSwap<Rules>,
+    total: Gate,
+    clients: ClientGate,
+}
+
+/// One listener as policy, router and logs see it. A reload that changes its rules keeps its name,
+/// its count of connections and its handles.
+#[derive(Debug)]
+pub struct Door {
+    /// The listener's name.
+    pub name: Arc<str>,
+    /// Where its connections go.
+    pub connector: Arc<str>,
+    /// The handles of its connector.
+    pub metrics: Arc<ConnectorMetrics>,
+    rules: ArcSwap<ListenerConfig>,
+    held: Gate,
+    quiet: [Quiet; ListenerError::ALL.len()],
+}
+
+impl Door {
+    /// The door of a configured listener, with nobody in it.
+    pub fn new(config: ListenerConfig, metrics: &Metrics) -> Self {
+        Self {
+            name: config.name.as_str().into(),
+            connector: config.connector.as_str().into(),
+            metrics: metrics.connector(&config.connector),
+            rules: ArcSwap::from_pointee(config),
+            held: Gate::default(),
+            quiet: Default::default(),
+        }
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> Arc<ListenerConfig> {
+        self.rules.load_full()
+    }
+
+    /// Puts other rules in force for what comes next.
+    pub fn set_config(&self, config: ListenerConfig) {
+        self.rules.store(Arc::new(config));
+    }
+
+    /// Connections that it holds now.
+    pub fn held(&self) -> usize {
+        self.held.held()
+    }
+
+    /// Counts a client that was turned away, and logs it unless its like fill the log.
+    pub fn turn_away(&self, client: SocketAddr, why: ListenerError) {
+        self.metrics.error(why).inc();
+        let Some(suppressed) = self.quiet[why as usize].pass() else {
+            return;
+        };
+        let event = match why {
+            ListenerError::CidrBlocked => "cidr_blocked",
+            ListenerError::NoAgent => "no_agent_for_connector",
+            _ => "connection_refused",
+        };
+        tracing::warn!(
+            event,
+            listener = %self.name,
+            connector = %self.connector,
+            client = %client,
+            reason = why.as_str(),
+            suppressed,
+            audit = true,
+        );
+    }
+}
+
+/// Proof that a client was let in, and its place in every count until dropped.
+#[derive(Debug)]
+pub struct Permit {
+    client: SocketAddr,
+    door: Arc<Door>,
+    _places: (Slot, Slot, ClientSlot),
+}
+
+impl Permit {
+    /// The client's own address, from the PROXY header where one is due; never IPv4-mapped IPv6.
+    pub fn client(&self) -> SocketAddr {
+        self.client
+    }
+
+    /// The listener that it came through.
+    pub fn door(&self) -> &Arc<Door> {
+        &self.door
+    }
+}
+
+impl Policy {
+    /// The rules of `config`, with nobody let in yet.
+    pub fn new(config: &HubConfig) -> Self {
+        Self::with(Rules::of(config))
+    }
+
+    fn with(rules: Rules) -> Self {
+        Self {
+            rules: ArcSwap::from_pointee(rules),
+            total: Gate::default(),
+            clients: ClientGate::default(),
+        }
+    }
+
+    /// Puts the rules of `config` in force for what comes next.
+    pub fn set_rules(&self, config: &HubConfig) {
+        self.rules.store(Arc::new(Rules::of(config)));
+    }
+
+    /// Connections let in now, through all doors.
+    pub fn held(&self) -> usize {
+        self.total.held()
+    }
+
+    /// Whether a client of this address may hold a connection through `door` under the rules in
+    /// force, counts aside.
+    pub fn allows(&self, client: IpAddr, door: &Door) -> bool {
+        let client = client.to_canonical();
+        within(&self.rules.load().allow, client) && within(&door.config().allow_cidrs, client)
+    }
+
+    /// Judges a connection that `peer` opened at `door`.
+    ///
+    /// # Errors
+    /// Why the client is turned away; `door` has counted and logged it.
+    pub fn admit(&self, peer: SocketAddr, door: &Arc<Door>) -> Result<Permit, ListenerError> {
+        let client = canonical(peer);
+        self.reserve(door)
+            .and_then(|places| self.let_in(client, door, places))
+            .inspect_err(|why| door.turn_away(client, *why))
+    }
+
+    /// Judges a connection at a door where balancers announce the client in a PROXY header, and
+    /// takes the header off `stream`. Waits up to [`HEADER_DEADLINE`].
+    ///
+    /// # Errors
+    /// Why the client is turned away; `door` has counted and logged it.
+    pub async fn admit_proxied(
+        &self,
+        stream: &mut TcpStream,
+        peer: SocketAddr,
+        door: &Arc<Door>,
+    ) -> Result<Permit, ListenerError> {
+        let peer = canonical(peer);
+        self.announced(stream, peer, door)
+            .await
+            .inspect_err(|why| door.turn_away(peer, *why))
+    }
+
+    /// Whether the door wants [`Policy::admit_proxied`].
+    pub fn wants_proxy_header(door: &Door) -> bool {
+        door.rules.load().proxy_protocol != ProxyProtocol::Off
+    }
+
+    async fn announced(
+        &self,
+        stream: &mut TcpStream,
+        peer: SocketAddr,
+        door: &Arc<Door>,
+    ) -> Result<Permit, ListenerError> {
+        let rules = self.rules.load_full();
+        if !rules
+            .trusted_proxies
+            .iter()
+            .any(|net| net.contains(&peer.ip()))
+        {
+            return Err(ListenerError::ProxyUntrusted);
+        }
+        // Places come first, so that headers which never end are bounded like connections.
+        let places = self.reserve(door)?;
+        let accepted = door.config().proxy_protocol;
+        let announced = proxy::read_client(stream, accepted).await.map_err(|error| {
+            tracing::debug!(event = "proxy_header_refused", listener = %door.name, peer = %peer, %error);
+            ListenerError::ProxyHeader
+        })?;
+        self.let_in(announced.map_or(peer, canonical), door, places)
+    }
+
+    fn reserve(&self, door: &Door) -> Result<(Slot, Slot), ListenerError> {
+        let listener_limit = door.rules.load().max_conn.unwrap_or(usize::MAX);
+        let all = self
+            .total
+            .take(self.rules.load().max_total)
+            .ok_or(ListenerError::MaxConnTotal)?;
+        let own = door
+            .held
+            .take(listener_limit)
+            .ok_or(ListenerError::MaxConnListener)?;
+        Ok((all, own))
+    }
+
+    fn let_in(
+        &self,
+        client: SocketAddr,
+        door: &Arc<Door>,
+        (all, own): (Slot, Slot),
+    ) -> Result<Permit, ListenerError> {
+        if !self.allows(client.ip(), door) {
+            return Err(ListenerError::CidrBlocked);
+        }
+        let limit = self.rules.load().max_per_client;
+        let place = self
+            .clients
+            .take(client.ip(), limit)
+            .ok_or(ListenerError::MaxConnClient)?;
+        Ok(Permit {
+            client,
+            door: door.clone(),
+            _places: (all, own, place),
+        })
+    }
+}
+
+/// An address as rules are written: `::ffff:192.0.2.1`, as a dual-stack socket shows an IPv4
+/// client, is 192.0.2.1.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn within(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.is_empty() || networks.iter().any(|network| network.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    fn rules() -> Rules {
+        Rules {
+            allow: vec!["192.0.2.0/24".parse().expect("a network")],
+            trusted_proxies: vec!["127.0.0.0/8".parse().expect("a network")],
+            max_total: 3,
+            max_per_client: 2,
+        }
+    }
+
+    fn door(adjust: impl FnOnce(&mut ListenerConfig)) -> Arc<Door> {
+        let mut config = ListenerConfig {
+            name: "l1".into(),
+            bind: "127.0.0.1:0".parse().expect("an address"),
+            connector: "ldap".into(),
+            allow_cidrs: Vec::new(),
+            max_conn: None,
+            idle_timeout: None,
+            proxy_protocol: ProxyProtocol::Off,
+        };
+        adjust(&mut config);
+        Arc::new(Door::new(config, &Metrics::new()))
+    }
+
+    fn from(address: &str) -> SocketAddr {
+        SocketAddr::new(address.parse().expect("an address"), 40000)
+    }
+
+    #[test]
+    fn an_address_must_be_within_both_lists() {
+        let policy = Policy::with(rules());
+        let all = door(|_| ());
+        assert!(policy.admit(from("192.0.2.1"), &all).is_ok());
+        let blocked = policy.admit(from("198.51.100.1"), &all);
+        assert_eq!(blocked.err(), Some(ListenerError::CidrBlocked));
+        let narrow =
+            door(|config| config.allow_cidrs = vec!["192.0.2.7/32".parse().expect("a network")]);
+        assert!(policy.admit(from("192.0.2.7"), &narrow).is_ok());
+        assert!(policy.admit(from("192.0.2.8"), &narrow).is_err());
+        assert_eq!(narrow.metrics.error(ListenerError::CidrBlocked).get(), 1);
+    }
+
+    #[test]
+    fn a_mapped_address_is_the_address_it_maps() {
+        let policy = Policy::with(rules());
+        let permit = policy
+            .admit(from("::ffff:192.0.2.1"), &door(|_| ()))
+            .expect("let in");
+        assert_eq!(permit.client(), from("192.0.2.1"));
+        assert!(
+            policy
+                .admit(from("::ffff:198.51.100.1"), &door(|_| ()))
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn every_limit_has_its_own_reason_and_a_refusal_holds_no_place() {
+        let policy = Policy::with(rules());
+        let (wide, narrow) = (door(|_| ()), door(|config| config.max_conn = Some(1)));
+        let refused = |at: &Arc<Door>, who: &str| policy.admit(from(who), at).err();
+        let first = policy.admit(from("192.0.2.1"), &narrow).expect("let in");
+        assert_eq!(
+            refused(&narrow, "192.0.2.2"),
+            Some(ListenerError::MaxConnListener)
+        );
+        let second = policy.admit(from("192.0.2.1"), &wide).expect("let in");
+        assert_eq!(
+            refused(&wide, "192.0.2.1"),
+            Some(ListenerError::MaxConnClient)
+        );
+        let _third = policy.admit(from("192.0.2.2"), &wide).expect("let in");
+        assert_eq!(
+            refused(&wide, "192.0.2.3"),
+            Some(ListenerError::MaxConnTotal)
+        );
+        assert_eq!((policy.held(), narrow.held(), wide.held()), (3, 1, 2));
+        drop((first, second));
+        assert_eq!((policy.held(), narrow.held(), wide.held()), (1, 0, 1));
+    }
+
+    #[test]
+    fn new_rules_hold_for_the_next_client() {
+        let policy = Policy::with(rules());
+        let door = door(|_| ());
+        let permit = policy.admit(from("192.0.2.1"), &door).expect("let in");
+        policy.rules.store(Arc::new(Rules {
+            allow: vec![],
+            max_total: 1,
+            ..rules()
+        }));
+        let next = policy.admit(from("198.51.100.1"), &door);
+        assert_eq!(next.err(), Some(ListenerError::MaxConnTotal));
+        drop(permit);
+        assert!(policy.admit(from("198.51.100.1"), &door).is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_announced_client_is_judged_and_only_trusted_balancers_announce() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let door = door(|config| config.proxy_protocol = ProxyProtocol::Any);
+        let stranger = Policy::with(Rules {
+            trusted_proxies: vec![],
+            ..rules()
+        });
+        let policy = Policy::with(rules());
+        for (policy, client, expected) in [
+            (&policy, "192.0.2.1", None),
+            (&policy, "198.51.100.1", Some(ListenerError::CidrBlocked)),
+            (&policy, "nonsense", Some(ListenerError::ProxyHeader)),
+            (&stranger, "192.0.2.1", Some(ListenerError::ProxyUntrusted)),
+        ] {
+            let address = listener.local_addr().expect("addr");
+            let mut balancer = TcpStream::connect(address).await.expect("connect");
+            let header = format!("PROXY TCP4 {client} 192.0.2.99 40000 389\r\n");
+            balancer.write_all(header.as_bytes()).await.expect("write");
+            let (mut stream, peer) = listener.accept().await.expect("accept");
+            let judged = policy.admit_proxied(&mut stream, peer, &door).await;
+            assert_eq!(judged.as_ref().err(), expected.as_ref(), "{client}");
+            if let Ok(permit) = judged {
+                assert_eq!(permit.client(), from("192.0.2.1"));
+            }
+            assert_eq!(policy.held(), 0);
+        }
+    }
+}
