@@ -3,26 +3,24 @@
 //! A series exists at zero as soon as its labels are known. Handles are resolved once per listener,
 //! agent or peer and then cost an atomic add. Names that come from tokens are bounded in number.
 
-mod exposition;
 mod flows;
 mod mesh;
 mod tunnels;
-mod vector;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use nowconnect_link::metrics::{BoundedNames, Catalog};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 
-pub use exposition::Format;
 pub use flows::{ConnectorMetrics, FlowMetrics, ListenerError};
 pub use mesh::{
     BACKPRESSURE_REASONS, FRAME_TYPES, HA_MODES, LINK_STATES, MeshMetrics, PeerMetrics,
 };
+pub use nowconnect_link::metrics::Format;
 pub use tunnels::{RECONNECT_REASONS, TunnelMetrics};
-pub use vector::{BoundedNames, OTHER, SecondsCounter, SecondsGauge, Vector};
 
 /// Distinct connector names, agent ids or peers that get series of their own.
 const NAMES_PER_KIND: usize = 1024;
@@ -49,7 +47,7 @@ impl Metrics {
     /// All metrics at zero.
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::default();
-        let mut catalog = vector::Catalog(&mut registry);
+        let mut catalog = Catalog(&mut registry);
         let flows = FlowMetrics::register(&mut catalog);
         let tunnels = TunnelMetrics::register(&mut catalog);
         let mesh = MeshMetrics::register(&mut catalog);

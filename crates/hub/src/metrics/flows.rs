@@ -1,10 +1,9 @@
 //! Metrics of listeners and flows, by connector.
 
+use nowconnect_link::metrics::{Catalog, SecondsCounter, Vector};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-
-use super::vector::{Catalog, SecondsCounter, Vector};
 
 /// Why a client was turned away: the values of `type` in `nowconnect_listener_errors_total`, and of
 /// `reason` in the logs.

@@ -1,10 +1,9 @@
 //! Metrics of the mesh and of high availability.
 
+use nowconnect_link::metrics::{Catalog, Vector};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-
-use super::vector::{Catalog, Vector};
 
 /// The states of a mesh link.
 pub const LINK_STATES: [&str; 4] = ["connecting", "established", "backoff", "closed"];

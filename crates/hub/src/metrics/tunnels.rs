@@ -1,9 +1,8 @@
 //! Metrics of agents, of who was let in, and of the process itself.
 
+use nowconnect_link::metrics::{Catalog, SecondsGauge, Vector};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-
-use super::vector::{Catalog, SecondsGauge, Vector};
 
 /// Why a tunnel ended: the values of `reason` in `nowconnect_tunnel_reconnects_total`.
 pub const RECONNECT_REASONS: [&str; 8] = [

@@ -41,7 +41,11 @@ impl Format {
         }
     }
 
-    pub(super) fn encode(self, registry: &Registry) -> Result<String, fmt::Error> {
+    /// Writes every metric of `registry`.
+    ///
+    /// # Errors
+    /// Only if a metric cannot be written as text.
+    pub fn encode(self, registry: &Registry) -> Result<String, fmt::Error> {
         let mut open = String::with_capacity(32 * 1024);
         text::encode(&mut open, registry)?;
         Ok(match self {

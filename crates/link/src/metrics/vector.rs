@@ -86,22 +86,26 @@ impl BoundedNames {
 }
 
 /// Registers metrics under the very names that are served.
-pub(super) struct Catalog<'a>(pub(super) &'a mut Registry);
+#[derive(Debug)]
+pub struct Catalog<'a>(pub &'a mut Registry);
 
 impl Catalog<'_> {
-    pub(super) fn counter(&mut self, name: &'static str, help: &str) -> Counter {
+    /// A counter without labels.
+    pub fn counter(&mut self, name: &'static str, help: &str) -> Counter {
         let metric = Counter::default();
         self.0.register(counter_stem(name), help, metric.clone());
         metric
     }
 
-    pub(super) fn gauge(&mut self, name: &'static str, help: &str) -> Gauge {
+    /// A gauge without labels.
+    pub fn gauge(&mut self, name: &'static str, help: &str) -> Gauge {
         let metric = Gauge::default();
         self.0.register(name, help, metric.clone());
         metric
     }
 
-    pub(super) fn counters<const N: usize>(
+    /// A counter per set of label values.
+    pub fn counters<const N: usize>(
         &mut self,
         name: &'static str,
         help: &str,
@@ -110,7 +114,8 @@ impl Catalog<'_> {
         self.vector(name, help, labels, Counter::default)
     }
 
-    pub(super) fn seconds_counters<const N: usize>(
+    /// A counter of seconds per set of label values.
+    pub fn seconds_counters<const N: usize>(
         &mut self,
         name: &'static str,
         help: &str,
@@ -119,7 +124,8 @@ impl Catalog<'_> {
         self.vector(name, help, labels, SecondsCounter::default)
     }
 
-    pub(super) fn gauges<const N: usize>(
+    /// A gauge per set of label values.
+    pub fn gauges<const N: usize>(
         &mut self,
         name: &'static str,
         help: &str,
@@ -128,7 +134,8 @@ impl Catalog<'_> {
         self.vector(name, help, labels, Gauge::default)
     }
 
-    pub(super) fn seconds_gauges<const N: usize>(
+    /// A gauge of seconds per set of label values.
+    pub fn seconds_gauges<const N: usize>(
         &mut self,
         name: &'static str,
         help: &str,
@@ -137,7 +144,8 @@ impl Catalog<'_> {
         self.vector(name, help, labels, SecondsGauge::default)
     }
 
-    pub(super) fn histograms<const N: usize>(
+    /// A histogram per set of label values, each made by `make`.
+    pub fn histograms<const N: usize>(
         &mut self,
         name: &'static str,
         help: &str,
