@@ -1,3 +1,83 @@
-//! The `nowconnect` binary.
+//! The `nowconnect` binary: arguments in, exit code out; one file per subcommand.
 
-fn main() {}
+mod completions;
+mod duration;
+mod failure;
+mod logging;
+mod man;
+mod replace_file;
+mod runtime;
+mod signals;
+mod systemd;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::Failure;
+
+/// musl's own allocator is many times slower when several threads allocate.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const ABOUT: &str = "Reach TCP services inside a private network from the cloud, \
+    with no inbound firewall port";
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 success, 1 failure at run time, 2 wrong usage or configuration.";
+
+/// `nowconnect`
+#[derive(Debug, Parser)]
+#[command(name = "nowconnect", version, about = ABOUT, after_help = AFTER_HELP)]
+#[command(propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Token(token::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Token(args) => token::run(args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+    };
+    result.map_or_else(Failure::report, |()| ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// Whoever types `--help` finds something to copy.
+    #[test]
+    fn every_command_shows_examples() {
+        fn walk(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let mut leaves = command.get_subcommands().peekable();
+            if leaves.peek().is_none() {
+                let after = command
+                    .get_after_help()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                assert!(after.contains("Examples:"), "{path} --help has no examples");
+                assert!(command.get_about().is_some(), "{path} is not described");
+            }
+            leaves.for_each(|leaf| walk(leaf, &path));
+        }
+        walk(&Cli::command(), "");
+    }
+}

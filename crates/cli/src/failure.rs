@@ -1,0 +1,40 @@
+//! How a command ends when it does not succeed: what to print, and the exit code.
+
+use std::process::ExitCode;
+
+/// Why a command failed, by whose move it is next.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Wrong usage or configuration: exit code 2.
+    Usage(anyhow::Error),
+    /// Something went wrong while it ran: exit code 1.
+    Runtime(anyhow::Error),
+}
+
+impl Failure {
+    /// A mistake of whoever typed the command or wrote the file.
+    pub(crate) fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Failure::Usage(error.into())
+    }
+
+    /// Prints the error with its causes to stderr and gives the exit code.
+    pub(crate) fn report(self) -> ExitCode {
+        let (error, code) = match &self {
+            Failure::Usage(error) => (error, 2),
+            Failure::Runtime(error) => (error, 1),
+        };
+        // `nowconnect … | head` closes our stdout; that is how it is meant to end.
+        let io = error.root_cause().downcast_ref::<std::io::Error>();
+        if io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("error: {error:#}");
+        ExitCode::from(code)
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Runtime(error.into())
+    }
+}

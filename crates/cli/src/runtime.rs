@@ -1,0 +1,62 @@
+//! The async runtime, and the limit on open files, which is the limit on connections.
+
+use std::future::Future;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::Builder;
+
+/// How many threads carry the traffic
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Threads {
+    /// Threads that carry traffic [default: one per core]; 1 runs everything on one thread
+    #[arg(long, value_name = "N", env = "NOWCONNECT_WORKER_THREADS")]
+    worker_threads: Option<NonZeroUsize>,
+}
+
+impl Threads {
+    /// Runs `work` to its end on a new runtime. Tasks that are left are dropped.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub(crate) fn block_on<F: Future>(self, work: F) -> anyhow::Result<F::Output> {
+        // A core that a container may not use is not counted.
+        let threads = match self.worker_threads {
+            Some(threads) => threads.get(),
+            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        };
+        let mut builder = match threads {
+            1 => Builder::new_current_thread(),
+            _ => Builder::new_multi_thread(),
+        };
+        let runtime = builder
+            .worker_threads(threads)
+            .thread_name("nowconnect")
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        let output = runtime.block_on(work);
+        // A name lookup that hangs must not keep the process.
+        runtime.shutdown_timeout(Duration::from_millis(100));
+        Ok(output)
+    }
+}
+
+/// Raises the soft limit on open files to the hard one; every flow needs a file descriptor.
+pub(crate) fn raise_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    ) {
+        tracing::warn!(event = "open_files_limited", limit = ?current, error = %error);
+    }
+}

@@ -1,0 +1,45 @@
+//! Tells systemd how far the service is (`sd_notify(3)`, for `Type=notify-reload`).
+//!
+//! Without `NOTIFY_SOCKET` in the environment, nothing happens.
+
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+/// The service does its work, also after a reload.
+pub(crate) fn ready() {
+    notify("READY=1");
+}
+
+/// The configuration is being read again; [`ready`] ends it.
+pub(crate) fn reloading() {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let micros = now
+        .tv_sec
+        .saturating_mul(1_000_000)
+        .saturating_add(now.tv_nsec / 1_000);
+    notify(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+}
+
+/// The service is on its way out.
+pub(crate) fn stopping() {
+    notify("STOPPING=1");
+}
+
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let send = || -> std::io::Result<()> {
+        let address = match path.as_bytes().strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(&path)?,
+        };
+        UnixDatagram::unbound()?
+            .send_to_addr(state.as_bytes(), &address)
+            .map(drop)
+    };
+    if let Err(error) = send() {
+        tracing::debug!(event = "systemd_not_notified", state, error = %error);
+    }
+}
