@@ -6,7 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
-use nowconnect_settings::{LogFormat, LogLevel, Secret};
+use nowconnect_settings::{
+    Document, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, describe,
+};
+
+mod read;
+
+pub use read::ALIASES;
 
 /// Everything an agent is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +29,34 @@ pub struct AgentConfig {
     pub proxy: ProxyConfig,
     /// Listening address of health and metrics; `None` = off (port 0).
     pub health: Option<SocketAddr>,
+}
+
+impl AgentConfig {
+    /// Reads and checks a configuration; warnings are in the result.
+    ///
+    /// # Errors
+    /// Every problem in the file and the environment; when there are none, every file named that is
+    /// not there, such as the token's.
+    pub fn load(source: &Source) -> Result<Loaded<Self>, Problems> {
+        Self::inspect(source)?.with_files()
+    }
+
+    /// The same for a file that may be meant for another machine: the files it names are not looked
+    /// for ([`Loaded::missing_files`] does that).
+    ///
+    /// # Errors
+    /// Every problem in the file and the environment.
+    pub fn inspect(source: &Source) -> Result<Loaded<Self>, Problems> {
+        let mut document = Document::read(source, ALIASES)?;
+        read::targets_from_env(&mut document, &source.env);
+        document.warn_unknown("NC_", read::OTHER_VARS);
+        document.decode(read::read)
+    }
+
+    /// Every key, for documentation.
+    pub fn keys() -> Vec<KeySpec> {
+        describe(read::read)
+    }
 }
 
 /// `tunnel`: links to hubs.
@@ -97,7 +131,7 @@ pub struct ObservabilityConfig {
 pub struct ProxyConfig {
     /// HTTP proxy for `wss://`, `http://user:password@host:port`; secret as a whole.
     pub https_proxy: Option<Secret>,
-    /// Same for `ws://`; only from the environment.
+    /// The same for `ws://`.
     pub http_proxy: Option<Secret>,
     /// Hosts reached without the proxy, in the usual `NO_PROXY` syntax.
     pub no_proxy: Option<String>,

@@ -9,7 +9,16 @@ use std::time::Duration;
 
 use http::Uri;
 use ipnet::IpNet;
-use nowconnect_settings::{LogFormat, LogLevel, Secret, choices};
+use nowconnect_settings::{
+    Document, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, choices, describe,
+};
+
+mod diff;
+mod fit;
+mod read;
+
+pub use diff::Change;
+pub use read::ALIASES;
 
 /// Everything a hub is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +39,33 @@ pub struct HubConfig {
     pub admin: AdminConfig,
     /// High availability.
     pub ha: HaConfig,
+}
+
+impl HubConfig {
+    /// Reads and checks a configuration; warnings are in the result.
+    ///
+    /// # Errors
+    /// Every problem in the file and the environment; when there are none, every file named that is
+    /// not there.
+    pub fn load(source: &Source) -> Result<Loaded<Self>, Problems> {
+        Self::inspect(source)?.with_files()
+    }
+
+    /// The same for a file that may be meant for another machine: the files it names are not looked
+    /// for ([`Loaded::missing_files`] does that).
+    ///
+    /// # Errors
+    /// Every problem in the file and the environment.
+    pub fn inspect(source: &Source) -> Result<Loaded<Self>, Problems> {
+        let mut document = Document::read(source, ALIASES)?;
+        document.warn_unknown("NOWCONNECT_", &[]);
+        document.decode(read::read)
+    }
+
+    /// Every key, for documentation.
+    pub fn keys() -> Vec<KeySpec> {
+        describe(read::read)
+    }
 }
 
 /// One TCP port of the hub.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::effective::Shown;
 use crate::load::KeySpec;
@@ -20,6 +21,8 @@ pub struct Field<'f, 't, T> {
     table: &'f mut Table<'t>,
     key: &'static str,
     secret: bool,
+    commas: bool,
+    vars: &'static [&'static str],
     bounds: String,
     allowed: Box<dyn Fn(&T) -> bool>,
 }
@@ -30,6 +33,8 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
             table,
             key,
             secret: false,
+            commas: false,
+            vars: &[],
             bounds: T::WORDS.join(", "),
             allowed: Box::new(|_| true),
         }
@@ -64,29 +69,50 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
     pub fn optional(mut self) -> Option<T> {
         self.describe(T::KIND, Some(Shown::Text(String::new())));
         let value = self.value();
-        let shown = value.as_ref().map_or(Shown::Text(String::new()), T::show);
-        self.table.show(self.key, shown);
+        match &value {
+            Some(value) => self.table.show(self.key, value.show()),
+            None if T::TEXT => self.table.show(self.key, Shown::Text(String::new())),
+            // Nothing could be shown that would read as unset.
+            None => {}
+        }
         value
     }
 
     /// The value; not set is a problem, and so `None` means that there was one.
     pub fn required(mut self) -> Option<T> {
         self.describe(T::KIND, None);
-        let before = self.table.reader.problems.len();
         let value = self.value();
         match &value {
             Some(value) => self.table.show(self.key, value.show()),
-            None if self.table.reader.problems.len() == before => {
-                self.table.problem(self.key, "required but not set", "");
-            }
-            None => {}
+            None => self.table.missing(self.key),
         }
         value
     }
 
+    /// Falls back to environment variables that are not ours (`HTTPS_PROXY`), the first that is set.
+    pub fn or_vars(self, vars: &'static [&'static str]) -> Self {
+        Self { vars, ..self }
+    }
+
+    /// Lets a list also be written as one text with commas.
+    pub fn commas(self) -> Self {
+        Self {
+            commas: true,
+            ..self
+        }
+    }
+
     /// A list of values; empty when it is not set.
     pub fn list(mut self) -> Vec<T> {
-        self.describe(&format!("list: {}", T::KIND), Some(Shown::List(Vec::new())));
+        let text = if self.commas {
+            " (or text with commas)"
+        } else {
+            ""
+        };
+        self.describe(
+            &format!("list{text}: {}", T::KIND),
+            Some(Shown::List(Vec::new())),
+        );
         let values = self.items();
         self.table
             .show(self.key, Shown::List(values.iter().map(T::show).collect()));
@@ -105,8 +131,8 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
                     values.extend(self.typed(item, format!("{path}[{i}]")));
                 }
             }
-            // `a,b` in the environment.
-            Content::Scalar(scalar) if scalar.style == Style::Untyped => {
+            // `a,b`, as is usual in the environment.
+            Content::Scalar(scalar) if scalar.style == Style::Untyped || self.commas => {
                 for part in scalar.parts() {
                     let scalar = Scalar {
                         text: part.to_owned(),
@@ -133,15 +159,29 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
     /// The value, unless it is not set, is empty text, or is wrong, which is reported.
     fn value(&mut self) -> Option<T> {
         let node = match self.secret {
-            true => self.secret_node()?,
-            false => Cow::Borrowed(self.table.ask(self.key)?),
+            true => self.secret_node(),
+            false => self.table.ask(self.key).map(Cow::Borrowed),
         };
+        let node = node.or_else(|| self.ambient())?;
         let empty = matches!(&node.content, Content::Scalar(s) if s.text.is_empty());
         if empty && T::TEXT {
             return None;
         }
         let path = self.table.path(self.key);
         self.typed(&node, path)
+    }
+
+    /// What a variable that is not ours says.
+    fn ambient(&self) -> Option<Cow<'t, Node>> {
+        let env = &self.table.reader.env;
+        let (var, text) = self
+            .vars
+            .iter()
+            .find_map(|var| Some((*var, env.get(var)?)))?;
+        Some(Cow::Owned(Node::from_env(
+            Origin::Env(Arc::from(var)),
+            text,
+        )))
     }
 
     /// What `key` or the file named by `key_file` says; the environment's word counts more.
@@ -165,7 +205,7 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
         };
         let path = Field::<PathBuf>::new(self.table, self.key).typed(named, file_key.clone())?;
         let path = self.table.reader.env.resolve(&path);
-        self.table.name_file(&file_key, path.clone());
+        self.table.names_file(&file_key, path.clone(), true);
         match read_text(&path) {
             Ok(text) => {
                 let (written, style, literal) = (None, Style::Untyped, None);
@@ -280,9 +320,20 @@ impl Field<'_, '_, PathBuf> {
     /// and must be there in the end. `None` when it is not set or is empty text.
     pub fn file(self) -> Option<PathBuf> {
         let Self { table, key, .. } = self;
-        let path = Field::<PathBuf>::new(table, key).optional()?;
-        let path = table.reader.env.resolve(&path);
-        table.name_file(key, path.clone());
+        let path = Field::new(table, key).optional();
+        Field::new(table, key).named(path)
+    }
+
+    /// The same for a file that must be named; `None` means that a problem was reported.
+    pub fn required_file(self) -> Option<PathBuf> {
+        let Self { table, key, .. } = self;
+        let path = Field::new(table, key).required();
+        Field::new(table, key).named(path)
+    }
+
+    fn named(self, path: Option<PathBuf>) -> Option<PathBuf> {
+        let path = self.table.reader.env.resolve(&path?);
+        self.table.names_file(self.key, path.clone(), true);
         Some(path)
     }
 }

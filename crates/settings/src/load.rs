@@ -7,6 +7,7 @@ use crate::node::{Content, Node, Origin, Scalar};
 use crate::overlay::{self, Alias};
 use crate::problem::{Problem, Problems, Severity};
 use crate::source::{Env, Source};
+use crate::suggest::closest;
 use crate::table::{Reader, Table};
 use crate::yaml::parse_yaml;
 
@@ -21,8 +22,8 @@ pub struct Loaded<T> {
     pub effective: Effective,
     /// What is allowed but deserves a look.
     pub warnings: Vec<Problem>,
-    /// Files that the configuration names, with the problem that one is when it is missing.
-    named: Vec<(PathBuf, Problem)>,
+    /// Files that the configuration names, with the problem that it is when one is missing.
+    named: Vec<(PathBuf, Option<Problem>)>,
 }
 
 impl<T> Loaded<T> {
@@ -35,9 +36,10 @@ impl<T> Loaded<T> {
         files
     }
 
-    /// One problem for each named file that cannot be opened.
+    /// One problem for each file that is needed and cannot be opened.
     pub fn missing_files(&self) -> Vec<Problem> {
-        let missing = |(path, problem): &(PathBuf, Problem)| {
+        let missing = |(path, problem): &(PathBuf, Option<Problem>)| {
+            let problem = problem.clone()?;
             let error = std::fs::File::open(path).err()?;
             let message = match error.kind() {
                 std::io::ErrorKind::NotFound => format!("there is no file {}", path.display()),
@@ -83,6 +85,7 @@ pub struct Document {
     root: Node,
     file: Option<PathBuf>,
     env: Env,
+    aliases: Vec<Alias>,
     problems: Vec<Problem>,
 }
 
@@ -97,6 +100,7 @@ impl Document {
             root: Node::empty(),
             file: None,
             env: source.env.clone(),
+            aliases: aliases.to_vec(),
             problems: Vec::new(),
         };
         if let Some((path, text)) = source.read()? {
@@ -123,9 +127,29 @@ impl Document {
             document.problems = document.problems.into_iter().map(in_file).collect();
             document.file = Some(path);
         }
-        let problems = overlay::overlay(&mut document.root, &source.env, aliases);
+        let problems = overlay::overlay(&mut document.root, &source.env, &document.aliases);
         document.problems.extend(problems);
         Ok(document)
+    }
+
+    /// Warns of variables that begin with `prefix` and that nothing reads. `known` are read besides
+    /// the documented ones; names that begin with one that ends in `_` are known as well.
+    pub fn warn_unknown(&mut self, prefix: &str, known: &[&str]) {
+        let documented = self.aliases.iter().map(|alias| alias.var);
+        let all: Vec<_> = documented.chain(known.iter().copied()).collect();
+        let read = |var: &str| {
+            all.iter()
+                .any(|k| *k == var || k.ends_with('_') && var.starts_with(k))
+        };
+        for (var, _) in self.env.iter() {
+            if !var.starts_with(prefix) || var.starts_with(overlay::PREFIX) || read(var) {
+                continue;
+            }
+            let mut problem = Problem::new("nothing reads this environment variable");
+            problem.hint = closest(var, all.iter().copied()).map(|v| format!("did you mean {v}?"));
+            (problem.severity, problem.env) = (Severity::Warning, Some(var.to_owned()));
+            self.problems.push(problem);
+        }
     }
 
     /// Sets a key from a variable whose name holds part of the path.
@@ -158,7 +182,7 @@ impl Document {
         self,
         read: impl FnOnce(&mut Table<'_>) -> Option<T>,
     ) -> Result<Loaded<T>, Problems> {
-        let mut reader = Reader::new(self.root, self.file.clone(), self.env);
+        let mut reader = Reader::new(self.root, self.file.clone(), self.env, self.aliases);
         reader.problems = self.problems;
         let (config, shown) = reader.root(read);
         let Reader {
@@ -179,6 +203,9 @@ impl Document {
                 })
             }
             _ => {
+                if errors.is_empty() {
+                    errors.push(Problem::new("the configuration is not complete"));
+                }
                 errors.sort_by_key(|p| (p.env.is_some(), p.line, p.column));
                 Err(Problems(errors))
             }
@@ -200,7 +227,7 @@ pub fn load<T>(
 
 /// Every key that `read` asks for, in order.
 pub fn describe<T>(read: impl FnOnce(&mut Table<'_>) -> T) -> Vec<KeySpec> {
-    let mut reader = Reader::new(Node::empty(), None, Env::default());
+    let mut reader = Reader::new(Node::empty(), None, Env::default(), Vec::new());
     reader.schema = Some(Vec::new());
     reader.root(read);
     reader.schema.unwrap_or_default()

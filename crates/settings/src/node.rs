@@ -66,6 +66,21 @@ impl Node {
         }
     }
 
+    /// Text without a type.
+    pub(crate) fn from_env(origin: Origin, text: &str) -> Self {
+        let (text, written, literal) = (text.to_owned(), None, None);
+        let scalar = Scalar {
+            text,
+            written,
+            style: Style::Untyped,
+            literal,
+        };
+        Self {
+            origin,
+            content: Content::Scalar(scalar),
+        }
+    }
+
     /// Whether this is a key without a value (`key:`, `key: ~`, `key: null`), which counts as unset.
     pub(crate) fn is_null(&self) -> bool {
         match &self.content {
@@ -120,7 +135,8 @@ impl Node {
                         return origin;
                     };
                     let scalar = matches!(entry.node.content, Content::Scalar(_));
-                    let by_value = scalar && !entry.node.is_null();
+                    let from_env = matches!(entry.node.origin, Origin::Env(_));
+                    let by_value = from_env || scalar && !entry.node.is_null();
                     let at = if by_value {
                         &entry.node.origin
                     } else {

@@ -9,7 +9,7 @@ use crate::source::Env;
 use crate::yaml::parse_yaml;
 
 /// Begins the variables that can set any key.
-const PREFIX: &str = "NOWCONNECT__";
+pub(crate) const PREFIX: &str = "NOWCONNECT__";
 
 /// A documented environment variable for one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,13 @@ pub struct Alias {
     pub var: &'static str,
     /// Path of the key: `observability.log_level`.
     pub key: &'static str,
+}
+
+impl Alias {
+    /// The variable `var` for `key`.
+    pub const fn new(var: &'static str, key: &'static str) -> Self {
+        Self { var, key }
+    }
 }
 
 /// Lays the documented variables and then the general ones over `root`.
@@ -92,8 +99,9 @@ fn at(problem: Problem, origin: &Origin, path: &[&str]) -> Problem {
     }
 }
 
-/// Whether `step`, from the name of a variable, means `key`.
-fn loosely(key: &str, step: &str) -> bool {
+/// Whether `step`, from the name of a variable, means `key`: in any case, with `_` for the `-` and
+/// `.` that names of variables cannot have.
+pub fn loosely(key: &str, step: &str) -> bool {
     let plain = |c: char| match c {
         '-' | '.' => '_',
         c => c.to_ascii_lowercase(),

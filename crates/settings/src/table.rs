@@ -1,13 +1,16 @@
 //! A section of the document, asked key by key.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::effective::Shown;
 use crate::field::Field;
 use crate::load::{KeySpec, placed};
 use crate::node::{Content, Node, Origin, excerpt};
+use crate::overlay::{Alias, PREFIX};
 use crate::problem::{Problem, Severity};
 use crate::source::Env;
 use crate::suggest::closest;
@@ -19,8 +22,10 @@ pub(crate) struct Reader {
     file: Option<PathBuf>,
     pub(crate) env: Env,
     pub(crate) problems: Vec<Problem>,
-    /// Files named, with the problem that one is when it is missing.
-    pub(crate) named: Vec<(PathBuf, Problem)>,
+    /// Files to watch, with the problem that it is when one is missing.
+    pub(crate) named: Vec<(PathBuf, Option<Problem>)>,
+    /// Documented variables, for advice.
+    pub(crate) aliases: Vec<Alias>,
     /// Collects the keys asked for, when that is all that is wanted.
     pub(crate) schema: Option<Vec<KeySpec>>,
 }
@@ -29,15 +34,32 @@ pub(crate) struct Reader {
 pub(crate) type ShownEntries = Vec<(String, Shown, Option<String>)>;
 
 impl Reader {
-    pub(crate) fn new(document: Node, file: Option<PathBuf>, env: Env) -> Self {
-        let (problems, named) = (Vec::new(), Vec::new());
+    pub(crate) fn new(
+        document: Node,
+        file: Option<PathBuf>,
+        env: Env,
+        aliases: Vec<Alias>,
+    ) -> Self {
         Self {
             document: Arc::new(document),
             file,
             env,
-            problems,
-            named,
+            aliases,
+            problems: Vec::new(),
+            named: Vec::new(),
             schema: None,
+        }
+    }
+
+    /// How to set a key that is missing.
+    pub(crate) fn advice(&self, path: &str) -> String {
+        match self.aliases.iter().find(|alias| alias.key == path) {
+            Some(alias) => format!("set it in the file or by {}", alias.var),
+            None if path.contains('[') => "set it in the file".into(),
+            None => {
+                let var = path.to_uppercase().replace('.', "__");
+                format!("set it in the file or by {PREFIX}{var}")
+            }
         }
     }
 
@@ -102,8 +124,8 @@ impl<'t> Table<'t> {
         (value, table.shown)
     }
 
-    /// Path of a key of this section.
-    pub(crate) fn path(&self, key: &str) -> String {
+    /// Path of a key of this section, as problems name it.
+    pub fn path(&self, key: &str) -> String {
         join(&self.path, key)
     }
 
@@ -120,18 +142,39 @@ impl<'t> Table<'t> {
 
     /// Notes what a key's value is in the end.
     pub(crate) fn show(&mut self, key: &str, shown: Shown) {
-        let set_by = match self.node.and_then(|n| n.get(key)).map(|node| &node.origin) {
-            Some(Origin::Env(var)) => Some(var.to_string()),
-            _ => None,
-        };
+        let set_by = self.set_by(key).map(str::to_owned);
         self.shown.push((key.to_owned(), shown, set_by));
     }
 
-    /// Notes that `key` names a file, which is watched and must be there in the end.
-    pub(crate) fn name_file(&mut self, key: &str, path: PathBuf) {
+    /// Notes a file that is read while running: it is watched, and a configuration without it can
+    /// be told from a complete one ([`crate::Loaded::missing_files`]) if it is `needed`.
+    pub fn names_file(&mut self, key: &str, path: PathBuf, needed: bool) {
         let missing = self.reader.place(&self.path(key), Problem::new(""));
         let missing = missing.hint("put the file there, or correct the name");
-        self.reader.named.push((path, missing));
+        self.reader.named.push((path, needed.then_some(missing)));
+    }
+
+    /// The environment behind the document, for what has no key.
+    pub fn env(&self) -> &Env {
+        &self.reader.env
+    }
+
+    /// The variable that set `key`, if one did.
+    pub fn set_by(&self, key: &str) -> Option<&str> {
+        match &self.node?.get(key)?.origin {
+            Origin::Env(var) => Some(var),
+            Origin::File { .. } => None,
+        }
+    }
+
+    /// Asks for a number of milliseconds.
+    pub fn millis(&mut self, key: &'static str, range: RangeInclusive<u64>, or: u64) -> Duration {
+        Duration::from_millis(self.field(key).range(range).or(or))
+    }
+
+    /// Asks for a number of seconds.
+    pub fn seconds(&mut self, key: &'static str, range: RangeInclusive<u64>, or: u64) -> Duration {
+        Duration::from_secs(self.field(key).range(range).or(or))
     }
 
     /// Asks for a key with one value or a list of them.
@@ -220,6 +263,22 @@ impl<'t> Table<'t> {
             }
             values
         })
+    }
+
+    /// Whether a problem with `key` or an item of it was reported.
+    pub fn has_problem(&self, key: &str) -> bool {
+        let path = self.path(key);
+        let items = format!("{path}[");
+        let mut problems = self.reader.problems.iter();
+        problems.any(|p| p.key == path || p.key.starts_with(&items))
+    }
+
+    /// Reports that `key` must be set, unless it is and another problem with it was reported.
+    pub fn missing(&mut self, key: &str) {
+        if !self.has_problem(key) {
+            let advice = self.reader.advice(&self.path(key));
+            self.problem(key, "required but not set", &advice);
+        }
     }
 
     /// Reports that the value of `key`, or this section if `key` is empty, cannot be used.

@@ -31,6 +31,15 @@ pub trait Value: Sized {
     fn show(&self) -> Shown;
 }
 
+/// Whether `text` can name a connector, a replica or an agent: 1 to 64 of `A-Z a-z 0-9 . _ -`.
+pub fn is_name(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+/// [`is_name`] in words.
+pub const NAME: &str = "1 to 64 letters, digits, `.`, `_`, `-`";
+
 /// Unsigned integers, which can have a range.
 pub trait Number: Value + Copy + PartialOrd + std::fmt::Display {}
 

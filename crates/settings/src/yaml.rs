@@ -22,6 +22,7 @@ pub(crate) fn parse_yaml(text: &str) -> (Option<Node>, Vec<Problem>) {
         events: Parser::new_from_str_with_options(text, limits),
         anchors: HashMap::new(),
         problems: Vec::new(),
+        path: String::new(),
         nodes: 0,
     };
     let root = builder.document().unwrap_or_else(|error| {
@@ -35,6 +36,8 @@ struct Builder<I> {
     events: I,
     anchors: HashMap<usize, (Node, usize)>,
     problems: Vec<Problem>,
+    /// Key of the value being built.
+    path: String,
     nodes: usize,
 }
 
@@ -120,9 +123,24 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
         loop {
             match self.next()? {
                 (Event::SequenceEnd, _) => return Ok(items),
-                (event, span) => items.push(self.node(event, &span)?),
+                (event, span) => {
+                    let step = format!("[{}]", items.len());
+                    items.push(self.at(&step, |builder| builder.node(event, &span))?);
+                }
             }
         }
+    }
+
+    /// Builds what is at one more step of the path.
+    fn at<T>(&mut self, step: &str, build: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = self.path.len();
+        if outer > 0 && !step.starts_with('[') {
+            self.path.push('.');
+        }
+        self.path.push_str(step);
+        let built = build(self);
+        self.path.truncate(outer);
+        built
     }
 
     fn map(&mut self) -> Result<Vec<Entry>, Broken> {
@@ -138,14 +156,11 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
                 _ => return Err(Broken::Limit(span, "a key must be plain text".into())),
             };
             let (event, value_span) = self.next()?;
-            let node = self.node(event, &value_span)?;
+            let node = self.at(&key, |builder| builder.node(event, &value_span))?;
             if let Some(line) = lines.get(&key) {
-                let problem = Problem::new(format!("this key is already set on line {line}"));
-                let problem = Problem {
-                    key,
-                    ..problem.hint("remove one of the two")
-                };
-                self.problem(&span, problem);
+                let message = format!("this key is already set on line {line}");
+                let problem = Problem::new(message).hint("remove one of the two");
+                self.at(&key, |builder| builder.problem(&span, problem));
                 continue;
             }
             lines.insert(key.clone(), span.start.line());
@@ -187,6 +202,7 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
         self.problems.push(Problem {
             line,
             column,
+            key: self.path.clone(),
             ..problem
         });
     }

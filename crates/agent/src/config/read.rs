@@ -1,0 +1,316 @@
+//! The schema of the agent's file: every key with its type, default and bounds, and what fits
+//! together.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use http::Uri;
+use nowconnect_settings::{
+    Alias, Document, Env, LogFormat, LogLevel, NAME, Secret, Shown, Table, Value, closest, is_name,
+    loosely,
+};
+
+use super::{
+    AgentConfig, LimitsConfig, ObservabilityConfig, Protocol, ProxyConfig, Target, TunnelConfig,
+};
+
+/// Environment variables with names of their own, besides `NC_TARGET_<name>_HOST` and `_PORT`.
+pub const ALIASES: &[Alias] = &[
+    Alias::new("NC_AGENT_URL", "tunnel.url"),
+    Alias::new("NC_AGENT_ID", "tunnel.agent_id"),
+    Alias::new("NC_CONNECTORS", "tunnel.exported_connectors"),
+    Alias::new("NC_TOKEN_FILE", "tunnel.auth.token_file"),
+    Alias::new("NC_PROTOCOL", "tunnel.protocol"),
+    Alias::new("NC_LOG_LEVEL", "observability.log_level"),
+    Alias::new("NC_LOG_FORMAT", "observability.log_format"),
+    Alias::new("NC_TRUST_ENV", "proxy.trust_env"),
+    Alias::new("NC_CA_BUNDLE", "proxy.ca_bundle"),
+    Alias::new("NC_HEALTH_HOST", "health.host"),
+    Alias::new("NC_HEALTH_PORT", "health.port"),
+];
+
+/// Variables with our prefix that are read elsewhere: the file's name, targets, the bench command.
+pub(crate) const OTHER_VARS: &[&str] = &["NC_CONFIG", TARGET, "NC_HOST", "NC_PORT"];
+const TARGET: &str = "NC_TARGET_";
+
+const MIB: usize = 1024 * 1024;
+const DAY_MS: u64 = 24 * 3600 * 1000;
+/// Flows, or frames in a queue: far beyond what one process can do, low enough to multiply.
+const MANY: usize = 1_000_000;
+/// A flow that moves needs at least a small frame each way; less would starve it.
+const MIN_FLOW_MEMORY: usize = 8 * 1024;
+/// Connectors of one agent, as the hub accepts them.
+const MAX_CONNECTORS: usize = 256;
+
+/// Sets targets from `NC_TARGET_<name>_HOST` and `NC_TARGET_<name>_PORT`. A name is matched to the
+/// exported connectors loosely, because names of variables cannot have a `-` or `.` everywhere.
+pub(crate) fn targets_from_env(document: &mut Document, env: &Env) {
+    let exported = document.texts("tunnel", "exported_connectors");
+    for (var, text) in env.iter() {
+        let Some(rest) = var.strip_prefix(TARGET) else {
+            continue;
+        };
+        let Some((name, key)) = rest.rsplit_once('_').filter(|(name, _)| !name.is_empty()) else {
+            continue;
+        };
+        let exact = exported.iter().find(|connector| *connector == name);
+        let near = || exported.iter().find(|connector| loosely(connector, name));
+        let name = exact.or_else(near).map_or(name, String::as_str);
+        document.set(&["targets", name, &key.to_lowercase()], var, text);
+    }
+}
+
+/// Reads the whole file; `None` only after a problem was reported.
+pub(crate) fn read(t: &mut Table<'_>) -> Option<AgentConfig> {
+    let mut exported = Vec::new();
+    let tunnel = t.section("tunnel", |t| tunnel(t, &mut exported));
+    let mut named = Vec::new();
+    let targets = t.named("targets", |name, t| {
+        named.push(name.to_owned());
+        target(name, t)
+    });
+    let limits = t.section("limits", limits);
+    let observability = t.section("observability", observability);
+    let proxy = t.section("proxy", proxy);
+    let health = t.section("health", |t| {
+        let host = t.field("host").or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let port = t.field("port").range(0..=u16::MAX).or(8090);
+        (port > 0).then_some(SocketAddr::new(host, port))
+    });
+    if health.is_some_and(|health| Some(health.port()) == observability.metrics_port) {
+        let hint = "choose another, or 0: the health port serves /metrics too";
+        t.problem(
+            "observability.metrics_port",
+            "is taken by health.port",
+            hint,
+        );
+    }
+    check_targets(t, &exported, &named);
+    Some(AgentConfig {
+        tunnel: tunnel?,
+        targets,
+        limits,
+        observability,
+        proxy,
+        health,
+    })
+}
+
+fn tunnel(t: &mut Table<'_>, exported: &mut Vec<String>) -> Option<TunnelConfig> {
+    let urls = urls(t);
+    let agent_id = t
+        .field("agent_id")
+        .check(NAME, |id: &String| is_name(id))
+        .required();
+    *exported = exported_connectors(t);
+    let token_file = t.section("auth", |t| t.field("token_file").required_file());
+    let protocol = t.field("protocol").or(Protocol::V2);
+    let ping_interval = t.seconds("ping_interval_sec", 1..=3600, 5);
+    let ping_timeout = t.seconds("ping_timeout_sec", 1..=3600, 10);
+    let max_ws_payload = t.field("max_ws_payload").range(1024..=MIB / 4).or(65536);
+    Some(TunnelConfig {
+        urls: urls?,
+        agent_id: agent_id?,
+        exported_connectors: exported.clone(),
+        token_file: token_file?,
+        protocol,
+        ping_interval,
+        ping_timeout,
+        max_ws_payload,
+    })
+}
+
+/// `url` or `urls`; the environment's word counts more than the file's.
+fn urls(t: &mut Table<'_>) -> Option<Vec<Uri>> {
+    let from_env = |key| t.set_by(key).is_some();
+    let (url_counts, urls_count) = (!from_env("urls"), !from_env("url"));
+    let both = t.is_set("url") && t.is_set("urls");
+    let field =
+        |t: &mut Table<'_>, key| t.field(key).check("ws:// or wss://", is_ws).commas().list();
+    let (url, list) = (field(t, "url"), field(t, "urls"));
+    if both && url_counts == urls_count {
+        t.problem("urls", "url is set as well", "keep one of the two");
+    }
+    let (key, urls) = if list.is_empty() || both && !urls_count {
+        ("url", url)
+    } else {
+        ("urls", list)
+    };
+    for (i, url) in urls.iter().enumerate() {
+        if urls[..i].contains(url) {
+            t.problem(key, format!("{url} is listed twice"), "remove one");
+        }
+        if url.scheme_str() == Some("ws") && !is_local(url) {
+            let message = format!("{url} is not encrypted: token and traffic can be read");
+            t.warning(key, message, "use wss://");
+        }
+    }
+    if urls.is_empty() && !t.has_problem("urls") {
+        t.missing("url");
+    }
+    (!urls.is_empty()).then_some(urls)
+}
+
+fn exported_connectors(t: &mut Table<'_>) -> Vec<String> {
+    let key = "exported_connectors";
+    let names = t
+        .field(key)
+        .check(NAME, |name: &String| is_name(name))
+        .list();
+    for (i, name) in names.iter().enumerate() {
+        if names[..i].contains(name) {
+            t.problem(key, format!("`{name}` is listed twice"), "remove one");
+        }
+    }
+    if names.len() > MAX_CONNECTORS {
+        t.problem(
+            key,
+            format!("more than {MAX_CONNECTORS} connectors"),
+            "run a second agent",
+        );
+    }
+    if names.is_empty() {
+        t.missing(key);
+    }
+    names
+}
+
+fn target(name: &str, t: &mut Table<'_>) -> Option<Target> {
+    let host = t
+        .field("host")
+        .check("a host name or IP address", |h: &String| is_host(h));
+    let host = host.required();
+    let port = t.field("port").range(1..=u16::MAX).required();
+    if !name.is_empty() && !is_name(name) {
+        t.problem("", "not a name for a connector", NAME);
+    }
+    Some(Target {
+        host: host?,
+        port: port?,
+    })
+}
+
+/// Compares the exported connectors with the names of targets.
+fn check_targets(t: &mut Table<'_>, exported: &[String], targets: &[String]) {
+    let spare = |name: &&String| !exported.contains(name);
+    for name in exported.iter().filter(|name| !targets.contains(name)) {
+        let spare = targets.iter().filter(spare).map(String::as_str);
+        let hint = match closest(name, spare) {
+            Some(near) => format!("there is a target `{near}`: did you mean that?"),
+            None => format!("add targets.{name}, or NC_TARGET_{name}_HOST and _PORT"),
+        };
+        let message = format!("`{name}` has no target");
+        t.problem("tunnel.exported_connectors", message, &hint);
+    }
+    for name in targets.iter().filter(spare) {
+        let message = "not exported, so nobody can use it";
+        let hint = "add it to tunnel.exported_connectors";
+        t.warning(&format!("targets.{name}"), message, hint);
+    }
+}
+
+fn limits(t: &mut Table<'_>) -> LimitsConfig {
+    let idle_ms = t.field("idle_timeout_ms").range(0..=7 * DAY_MS).or(900_000);
+    let limits = LimitsConfig {
+        idle_timeout: (idle_ms > 0).then(|| Duration::from_millis(idle_ms)),
+        connect_timeout: t.millis("connect_timeout_ms", 1..=600_000, 3000),
+        queue_depth_per_cid: t.field("queue_depth_per_cid").range(1..=MANY).or(100),
+        max_inflight_cids: t.field("max_inflight_cids").range(1..=MANY).or(2000),
+        memory_budget: t.field("memory_budget_mb").range(1..=MIB).or(256) * MIB,
+        resume_grace: t.millis("resume_grace_ms", 0..=DAY_MS, 30_000),
+    };
+    let least = limits.max_inflight_cids * MIN_FLOW_MEMORY;
+    if limits.memory_budget < least {
+        let message = format!(
+            "too small for max_inflight_cids {}",
+            limits.max_inflight_cids
+        );
+        let hint = format!("at 8 KiB a flow it takes {}", least.div_ceil(MIB));
+        t.problem("memory_budget_mb", message, &hint);
+    }
+    limits
+}
+
+fn observability(t: &mut Table<'_>) -> ObservabilityConfig {
+    let port = t.field("metrics_port").range(0..=u16::MAX).or(0);
+    ObservabilityConfig {
+        metrics_port: (port > 0).then_some(port),
+        log_level: t.field("log_level").or(LogLevel::Info),
+        log_format: t.field("log_format").or(LogFormat::Plain),
+    }
+}
+
+fn proxy(t: &mut Table<'_>) -> ProxyConfig {
+    // Lower case first: that is what curl and others do when both are set.
+    let vars: [&'static [&'static str]; 3] = match t.field("trust_env").or(false) {
+        true => [
+            &["https_proxy", "HTTPS_PROXY"],
+            &["http_proxy", "HTTP_PROXY"],
+            &["no_proxy", "NO_PROXY"],
+        ],
+        false => [&[]; 3],
+    };
+    let url = |t: &mut Table<'_>, key, vars| {
+        let field = t.field(key).secret().or_vars(vars);
+        field
+            .check("http://[user:password@]host:port", is_proxy_url)
+            .optional()
+    };
+    ProxyConfig {
+        https_proxy: url(t, "https_proxy", vars[0]),
+        http_proxy: url(t, "http_proxy", vars[1]),
+        no_proxy: t.field("no_proxy").or_vars(vars[2]).optional(),
+        ca_bundle: t.field("ca_bundle").file(),
+    }
+}
+
+fn is_ws(url: &Uri) -> bool {
+    matches!(url.scheme_str(), Some("ws" | "wss"))
+}
+
+fn is_local(url: &Uri) -> bool {
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let address = host.parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// A proxy URL as programs commonly accept it: the scheme may be left out.
+fn is_proxy_url(url: &Secret) -> bool {
+    let rest = match url.expose().split_once("://") {
+        Some(("http" | "https", rest)) => rest,
+        Some(_) => return false,
+        None => url.expose(),
+    };
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    host.trim_end_matches('/')
+        .parse::<http::uri::Authority>()
+        .is_ok_and(|authority| !authority.host().is_empty())
+}
+
+/// A host name (RFC 1123, with the underscore that Windows networks have) or an IP address.
+fn is_host(host: &str) -> bool {
+    let label = |l: &str| {
+        (1..=63).contains(&l.len())
+            && l.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+    };
+    let name = host.strip_suffix('.').unwrap_or(host);
+    host.parse::<IpAddr>().is_ok() || name.len() <= 253 && name.split('.').all(label)
+}
+
+impl Value for Protocol {
+    const KIND: &'static str = "1 or 2";
+    const TEXT: bool = false;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "1" => Ok(Self::V1),
+            "2" => Ok(Self::V2),
+            _ => Err(String::new()),
+        }
+    }
+
+    fn show(&self) -> Shown {
+        Shown::Plain(if *self == Self::V1 { "1" } else { "2" }.to_owned())
+    }
+}

@@ -1,0 +1,140 @@
+//! What a reload has to do: a pure comparison of two configurations.
+
+use std::net::SocketAddr;
+
+use super::{HaMode, HubConfig, ListenerConfig};
+
+/// What differs between the running configuration and a new one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// What the hub runs with from now on: the new configuration, but with the running values of
+    /// the keys in `needs_restart`.
+    pub config: HubConfig,
+    /// Listeners on addresses that are not listened on yet.
+    pub listeners_added: Vec<ListenerConfig>,
+    /// Addresses to stop listening on.
+    pub listeners_removed: Vec<SocketAddr>,
+    /// Listeners that keep their socket and serve new connections by other settings.
+    pub listeners_changed: Vec<ListenerConfig>,
+    /// Sections and keys with a difference that takes effect now.
+    pub live: Vec<&'static str>,
+    /// Keys with a difference that takes effect when the process is started again.
+    pub needs_restart: Vec<&'static str>,
+}
+
+impl Change {
+    /// Whether nothing takes effect now.
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+}
+
+/// A key that cannot change live.
+struct Fixed {
+    key: &'static str,
+    same: fn(&HubConfig, &HubConfig) -> bool,
+    keep: fn(&mut HubConfig, &HubConfig),
+}
+
+macro_rules! fixed {
+    ($key:literal, $($field:ident).+) => {
+        Fixed {
+            key: $key,
+            same: |old, new| old.$($field).+ == new.$($field).+,
+            keep: |config, old| config.$($field).+ = old.$($field).+.clone(),
+        }
+    };
+}
+
+const FIXED: &[Fixed] = &[
+    Fixed {
+        key: "tunnel.host",
+        same: |old, new| old.tunnel.bind.ip() == new.tunnel.bind.ip(),
+        keep: |config, old| config.tunnel.bind.set_ip(old.tunnel.bind.ip()),
+    },
+    Fixed {
+        key: "tunnel.port",
+        same: |old, new| old.tunnel.bind.port() == new.tunnel.bind.port(),
+        keep: |config, old| config.tunnel.bind.set_port(old.tunnel.bind.port()),
+    },
+    // Certificates are swapped live, a plain socket does not become a TLS one.
+    Fixed {
+        key: "tunnel.tls",
+        same: |old, new| old.tunnel.tls.is_some() == new.tunnel.tls.is_some(),
+        keep: |config, old| config.tunnel.tls.clone_from(&old.tunnel.tls),
+    },
+    fixed!("observability.metrics_port", observability.metrics_port),
+    fixed!("observability.log_format", observability.log_format),
+    fixed!("observability.otlp_endpoint", observability.otlp_endpoint),
+    fixed!("admin.bind", admin.bind),
+    fixed!("ha.replica_id", ha.replica_id),
+    // With HA off nothing uses these yet.
+    Fixed {
+        key: "ha.redis_url",
+        same: |old, new| old.ha.mode == HaMode::Off || old.ha.redis_url == new.ha.redis_url,
+        keep: |config, old| config.ha.redis_url.clone_from(&old.ha.redis_url),
+    },
+    Fixed {
+        key: "ha.mesh.listen",
+        same: |old, new| old.ha.mode == HaMode::Off || old.ha.mesh.listen == new.ha.mesh.listen,
+        keep: |config, old| config.ha.mesh.listen = old.ha.mesh.listen,
+    },
+];
+
+impl HubConfig {
+    /// What a running hub has to do to go over to `new`.
+    pub fn diff(&self, new: &Self) -> Change {
+        let mut config = new.clone();
+        let mut needs_restart = Vec::new();
+        for fixed in FIXED.iter().filter(|fixed| !(fixed.same)(self, new)) {
+            (fixed.keep)(&mut config, self);
+            needs_restart.push(fixed.key);
+        }
+        let on = |listeners: &[ListenerConfig], bind| listeners.iter().any(|l| l.bind == bind);
+        let listeners = |keep: &dyn Fn(&ListenerConfig) -> bool| {
+            config
+                .listeners
+                .iter()
+                .filter(|l| keep(l))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        let changed =
+            |l: &ListenerConfig| on(&self.listeners, l.bind) && !self.listeners.contains(l);
+        let removed = self.listeners.iter().map(|listener| listener.bind);
+        Change {
+            listeners_added: listeners(&|l| !on(&self.listeners, l.bind)),
+            listeners_changed: listeners(&changed),
+            listeners_removed: removed
+                .filter(|bind| !on(&config.listeners, *bind))
+                .collect(),
+            live: self.live_changes(&config),
+            needs_restart,
+            config,
+        }
+    }
+
+    fn live_changes(&self, new: &Self) -> Vec<&'static str> {
+        let (old_log, new_log) = (self.observability.log_level, new.observability.log_level);
+        let parts = [
+            ("listeners", self.listeners != new.listeners),
+            ("tunnel", self.tunnel != new.tunnel),
+            ("limits", self.limits != new.limits),
+            ("security", self.security != new.security),
+            ("observability.log_level", old_log != new_log),
+            ("pdp", self.pdp != new.pdp),
+            (
+                "admin.token_file",
+                self.admin.token_file != new.admin.token_file,
+            ),
+            ("ha.mode", self.ha.mode != new.ha.mode),
+            ("ha.redis_url", self.ha.redis_url != new.ha.redis_url),
+            ("ha.mesh", self.ha.mesh != new.ha.mesh),
+        ];
+        parts
+            .into_iter()
+            .filter(|(_, differs)| *differs)
+            .map(|(part, _)| part)
+            .collect()
+    }
+}

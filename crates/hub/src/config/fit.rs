@@ -1,0 +1,167 @@
+//! What must fit together across keys, and the values that only the hub knows how to judge.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use http::Uri;
+use nowconnect_settings::{Secret, Shown, Table, Value, mask_url};
+
+use super::{FapiMode, HaMode, HubConfig, JwksSource, MeshConfig};
+
+/// A flow that moves needs at least a small frame each way; less would starve it.
+const MIN_FLOW_MEMORY: usize = 8 * 1024;
+
+/// Addresses that the hub wants to listen on, by key.
+#[derive(Default)]
+pub(crate) struct Sockets(Vec<(String, SocketAddr)>);
+
+impl Sockets {
+    /// Wants to listen on `address`, as `key` says.
+    pub(crate) fn take(&mut self, key: String, address: SocketAddr) {
+        self.0.push((key, address));
+    }
+
+    /// Reports every address that another key has taken. Of two, the listener is at fault.
+    pub(crate) fn report_clashes(&mut self, root: &mut Table<'_>) {
+        self.0.sort_by_key(|(key, _)| key.starts_with("listeners"));
+        for (i, (key, address)) in self.0.iter().enumerate() {
+            if let Some((other, taken)) = self.0[..i].iter().find(|(_, a)| clash(*a, *address)) {
+                let message = format!("{address} is taken by {other} ({taken})");
+                root.problem(key, message, "choose another port");
+            }
+        }
+    }
+}
+
+/// Whether two listening sockets cannot coexist. Port 0 is any free port; `[::]` takes IPv4 too.
+fn clash(a: SocketAddr, b: SocketAddr) -> bool {
+    let covers = |wide: SocketAddr, other: SocketAddr| {
+        wide.ip().is_unspecified() && (wide.is_ipv6() || other.is_ipv4())
+    };
+    a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || covers(a, b) || covers(b, a))
+}
+
+/// Checks across sections.
+pub(crate) fn check(root: &mut Table<'_>, config: &HubConfig) {
+    let limits = &config.limits;
+    let least = (limits.max_conn_total * MIN_FLOW_MEMORY).div_ceil(1024 * 1024);
+    if limits.memory_budget < limits.max_conn_total * MIN_FLOW_MEMORY {
+        root.problem(
+            "limits.memory_budget_mb",
+            format!("too small for max_conn_total {}", limits.max_conn_total),
+            &format!("at 8 KiB a flow it takes {least}"),
+        );
+    }
+    for (i, listener) in config.listeners.iter().enumerate() {
+        let no_balancer = config.tunnel.trusted_proxies.is_empty();
+        if listener.proxy_protocol != super::ProxyProtocol::Off && no_balancer {
+            let key = format!("listeners[{i}].proxy_protocol");
+            let message = "no balancer is trusted to send the header";
+            root.problem(&key, message, "list them in tunnel.trusted_proxies");
+        }
+    }
+    if config.listeners.is_empty() {
+        root.warning("listeners", "there are none, so no client can connect", "");
+    }
+    let (ha, mesh) = (&config.ha, &config.ha.mesh);
+    if ha.mode != HaMode::Off && !mesh.peers.is_empty() && ha.redis_url.is_none() {
+        let message = "not set, so this hub cannot learn which agents its peers hold";
+        root.warning("ha.redis_url", message, "");
+    }
+    if mesh.per_link_max_inflight_bytes < config.tunnel.max_ws_payload {
+        let hint = &format!("at least {}", config.tunnel.max_ws_payload);
+        let key = "ha.mesh.per_link_max_inflight_bytes";
+        root.problem(key, "smaller than one frame (tunnel.max_ws_payload)", hint);
+    }
+}
+
+/// Checks of `ha.mesh` when HA is enabled.
+pub(crate) fn check_mesh(t: &mut Table<'_>, mesh: &MeshConfig) {
+    if mesh.require_mtls && mesh.tls.is_none() && !mesh.peers.is_empty() {
+        let hint = "set ca_bundle, cert_file and key_file; `nowconnect certs` makes them";
+        t.problem("tls", "required by require_mtls", hint);
+    }
+    if !mesh.require_mtls {
+        let message = "any host that reaches /mesh can join the mesh; for development only";
+        t.warning("require_mtls", message, "");
+    }
+    for (i, peer) in mesh.peers.iter().enumerate() {
+        if mesh.peers[..i].contains(peer) {
+            t.problem(&format!("peers[{i}]"), "listed twice", "remove one");
+        }
+    }
+}
+
+pub(crate) const REDIS_URL: &str =
+    "redis://, rediss:// or either with +sentinel or +cluster, then a host";
+
+pub(crate) fn is_redis_url(url: &Secret) -> bool {
+    let Some((scheme, rest)) = url.expose().split_once("://") else {
+        return false;
+    };
+    let (base, kind) = scheme.split_once('+').unwrap_or((scheme, "cluster"));
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    matches!(base, "redis" | "rediss")
+        && matches!(kind, "sentinel" | "cluster")
+        && !host.starts_with(['/', '?', ':'])
+        && !host.is_empty()
+}
+
+pub(crate) fn is_ws(url: &Uri) -> bool {
+    matches!(url.scheme_str(), Some("ws" | "wss"))
+}
+
+pub(crate) fn is_http(url: &Uri) -> bool {
+    matches!(url.scheme_str(), Some("http" | "https"))
+}
+
+/// Whether a URL leads to this machine.
+pub(crate) fn is_local(url: &Uri) -> bool {
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let address = host.parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+impl Value for JwksSource {
+    const KIND: &'static str = "a URL: http://, https:// or file:///path";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("file://") {
+            // RFC 8089 has an optional host, of which only this machine can be meant.
+            let path = path.strip_prefix("localhost").unwrap_or(path);
+            return match path.starts_with('/') {
+                true => Ok(Self::File(PathBuf::from(path))),
+                false => Err("a file URL has three slashes and a path from the root".into()),
+            };
+        }
+        let url = Uri::parse(text)?;
+        match is_http(&url) {
+            true => Ok(Self::Url(url)),
+            false => Err(String::new()),
+        }
+    }
+
+    fn show(&self) -> Shown {
+        Shown::Text(match self {
+            Self::Url(url) => mask_url(&url.to_string()),
+            Self::File(path) => format!("file://{}", path.display()),
+        })
+    }
+}
+
+impl Value for FapiMode {
+    const KIND: &'static str = "0 or 2";
+    const TEXT: bool = false;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "0" => Ok(Self::Off),
+            "2" => Ok(Self::Dpop),
+            _ => Err(String::new()),
+        }
+    }
+
+    fn show(&self) -> Shown {
+        Shown::Plain(if *self == Self::Off { "0" } else { "2" }.to_owned())
+    }
+}
