@@ -1,6 +1,13 @@
 //! One WebSocket that carries many flows.
 
+pub mod budget;
+pub mod counters;
+pub mod endpoint;
+pub mod flows;
 pub mod metrics;
+mod outgoing;
 mod reply;
+pub mod session;
 pub mod upgrade;
+pub mod wire;
 pub mod ws;

@@ -12,6 +12,7 @@ pub mod hello;
 pub mod ids;
 mod json;
 pub mod json_v1;
+pub mod keepalive;
 
 pub use close::Reason;
 pub use flow::Flow;

@@ -3,6 +3,8 @@
 //!
 //! `NOWCONNECT_FLOW_CASES` sets the number of cases (default 100,000).
 
+#![allow(clippy::expect_used, clippy::panic)]
+
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};

@@ -1,0 +1,168 @@
+//! Frames on their way to the WebSocket: small ones share a message, large payloads are never copied.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use nowconnect_proto::Frame;
+use nowconnect_proto::frame::put_data_header;
+use tokio::io::AsyncWrite;
+
+use crate::ws::{Batch, Mask, Opcode, write_close, write_message};
+
+/// Payloads below this are copied next to their frame's header: one buffer is cheaper to write
+/// than two, and a record of TLS holds 16 KiB.
+const COPY_BELOW: usize = 8 * 1024;
+/// A message of small frames is closed at this size.
+const MESSAGE_UP_TO: usize = 16 * 1024;
+/// No more frames are asked for while this much waits.
+const HIGH_WATER: usize = 128 * 1024;
+/// Segments handed to one vectored write.
+const SLICES: usize = 32;
+
+/// What waits to be written to one WebSocket, in order.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    mask: Mask,
+    staging: BytesMut,
+    batch: Option<Batch>,
+    sealed: VecDeque<Bytes>,
+    sealed_len: usize,
+    flushed: bool,
+}
+
+impl Outgoing {
+    pub(crate) fn new(mask: Mask) -> Self {
+        Self {
+            mask,
+            staging: BytesMut::new(),
+            batch: None,
+            sealed: VecDeque::new(),
+            sealed_len: 0,
+            flushed: true,
+        }
+    }
+
+    /// Whether enough waits for now.
+    pub(crate) fn is_full(&self) -> bool {
+        self.sealed_len + self.staging.len() >= HIGH_WATER
+    }
+
+    /// Whether everything was written and flushed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sealed.is_empty() && self.batch.is_none() && self.flushed
+    }
+
+    /// Appends a frame of protocol version 2.
+    pub(crate) fn push(&mut self, frame: &Frame) {
+        if let Frame::Data {
+            id,
+            offset,
+            payload,
+        } = frame
+            && payload.len() >= COPY_BELOW
+            && self.mask.is_transparent()
+        {
+            self.seal();
+            let batch = Batch::open(&mut self.staging);
+            put_data_header(&mut self.staging, *id, *offset, payload.len());
+            batch.seal(&mut self.staging, Opcode::Binary, payload.len(), self.mask);
+            self.take_staging();
+            self.append(payload.clone());
+            return;
+        }
+        let batch = self
+            .batch
+            .take()
+            .unwrap_or_else(|| Batch::open(&mut self.staging));
+        frame.encode(&mut self.staging);
+        let full = batch.len(&self.staging) >= MESSAGE_UP_TO;
+        self.batch = Some(batch);
+        if full {
+            self.seal();
+        }
+    }
+
+    /// Appends a text message (protocol version 1) or a control message.
+    pub(crate) fn push_message(&mut self, opcode: Opcode, payload: &[u8]) {
+        self.seal();
+        write_message(&mut self.staging, opcode, payload, self.mask);
+        self.take_staging();
+    }
+
+    /// Appends the WebSocket's close.
+    pub(crate) fn push_close(&mut self, code: u16, reason: &str) {
+        self.seal();
+        write_close(&mut self.staging, code, reason, self.mask);
+        self.take_staging();
+    }
+
+    fn seal(&mut self) {
+        if let Some(batch) = self.batch.take() {
+            batch.seal(&mut self.staging, Opcode::Binary, 0, self.mask);
+            self.take_staging();
+        }
+    }
+
+    fn take_staging(&mut self) {
+        let bytes = self.staging.split().freeze();
+        self.append(bytes);
+    }
+
+    fn append(&mut self, bytes: Bytes) {
+        self.sealed_len += bytes.len();
+        self.sealed.push_back(bytes);
+        self.flushed = false;
+    }
+
+    /// Writes as much as `io` takes. Ready when everything was written and flushed; the number
+    /// tells how many bytes this call moved.
+    pub(crate) fn poll_write<S>(
+        &mut self,
+        io: &mut S,
+        cx: &mut Context<'_>,
+        moved: &mut usize,
+    ) -> Poll<io::Result<()>>
+    where
+        S: AsyncWrite + Unpin,
+    {
+        self.seal();
+        while !self.sealed.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let mut count = 0;
+            for (slice, bytes) in slices.iter_mut().zip(&self.sealed) {
+                *slice = IoSlice::new(bytes);
+                count += 1;
+            }
+            let n = if count == 1 {
+                ready!(Pin::new(&mut *io).poll_write(cx, &slices[0]))?
+            } else {
+                ready!(Pin::new(&mut *io).poll_write_vectored(cx, &slices[..count]))?
+            };
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            *moved += n;
+            self.advance(n);
+        }
+        if !self.flushed {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.flushed = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn advance(&mut self, mut n: usize) {
+        self.sealed_len -= n;
+        while let Some(front) = self.sealed.front_mut() {
+            if n < front.len() {
+                front.advance(n);
+                return;
+            }
+            n -= front.len();
+            self.sealed.pop_front();
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! One link: a WebSocket that carries many flows.
+//!
+//! [`Link`] is the handle that everybody holds; [`driver::Driver`] is the one task that reads,
+//! writes and gives flows their turns.
+
+pub mod carrier;
+pub mod driver;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::task::Waker;
+use std::time::Duration;
+
+use nowconnect_proto::frame::{Frame, Open};
+use nowconnect_proto::{FlowId, Reason};
+use parking_lot::Mutex;
+
+use crate::counters::Engine;
+use crate::endpoint::SocketFlow;
+
+pub use carrier::{Carrier, CarrierError};
+pub use driver::{LinkClosed, start};
+
+/// Most frames of the link itself that may wait; more are a bug or an attack.
+const MOST_CONTROL: usize = 1024;
+
+/// Which way flows are opened on a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Opens flows: a hub towards an agent.
+    Opener,
+    /// Answers them: an agent.
+    Answerer,
+}
+
+/// What was agreed with the peer before the link started.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its name for logs: an agent's id or a hub's replica id.
+    pub name: Arc<str>,
+    /// What it takes of a new flow before its first credit, in bytes.
+    pub first_window: u32,
+    /// Largest payload of a DATA frame both ways, in bytes.
+    pub max_payload: usize,
+}
+
+/// How a link behaves.
+#[derive(Clone, Debug)]
+pub struct LinkConfig {
+    /// Which way flows are opened.
+    pub role: Role,
+    /// What was agreed with the peer.
+    pub peer: Peer,
+    /// How often to ping.
+    pub ping_interval: Duration,
+    /// How long to wait for a pong.
+    pub ping_timeout: Duration,
+}
+
+/// What a link's owner is told. Calls come from the driver, without locks held; they must not
+/// block.
+pub trait LinkEvents: Send + Sync {
+    /// The peer opens or resumes a flow. Answer with [`Link::bind`] or [`Link::refuse`], now or
+    /// later.
+    fn on_open(&self, link: &Arc<Link>, id: FlowId, open: Open);
+
+    /// A frame of the link itself: UPDATE, TOKEN, their answers, GOAWAY.
+    fn on_control(&self, link: &Arc<Link>, frame: Frame);
+
+    /// A malformed or forbidden message; the link closes. `kind` is a metric label.
+    fn on_protocol_error(&self, link: &Arc<Link>, kind: &'static str);
+}
+
+/// The handle of a link.
+pub struct Link {
+    role: Role,
+    peer: Peer,
+    v1: bool,
+    engine: Arc<Engine>,
+    queue: Mutex<Queue>,
+    flows: Mutex<HashMap<FlowId, Arc<SocketFlow>>>,
+    active: AtomicUsize,
+    /// Opener: the next number. Answerer: the highest number seen.
+    ids: AtomicU32,
+    rtt_micros: AtomicU64,
+}
+
+/// What waits for the driver.
+#[derive(Default)]
+struct Queue {
+    ready: VecDeque<Arc<SocketFlow>>,
+    owing: Vec<Arc<SocketFlow>>,
+    control: VecDeque<Frame>,
+    /// The peer, or we, want no new flows here.
+    leaving: bool,
+    close: Option<Reason>,
+    closed: bool,
+    driver: Option<Waker>,
+}
+
+impl Link {
+    fn new(config: &LinkConfig, v1: bool, engine: &Arc<Engine>) -> Arc<Self> {
+        Arc::new(Self {
+            role: config.role,
+            peer: config.peer.clone(),
+            v1,
+            engine: Arc::clone(engine),
+            queue: Mutex::new(Queue::default()),
+            flows: Mutex::new(HashMap::new()),
+            active: AtomicUsize::new(0),
+            ids: AtomicU32::new(0),
+            rtt_micros: AtomicU64::new(0),
+        })
+    }
+
+    /// What was agreed with the peer.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Whether the peer speaks version 1.
+    #[must_use]
+    pub fn is_v1(&self) -> bool {
+        self.v1
+    }
+
+    /// Flows on this link now.
+    #[must_use]
+    pub fn active_flows(&self) -> usize {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// The smoothed round-trip time; `None` before the first pong.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        match self.rtt_micros.load(Ordering::Relaxed) {
+            0 => None,
+            micros => Some(Duration::from_micros(micros)),
+        }
+    }
+
+    pub(crate) fn rtt_ms(&self) -> u64 {
+        self.rtt_micros.load(Ordering::Relaxed) / 1000
+    }
+
+    /// Whether the link lives and takes new flows.
+    #[must_use]
+    pub fn takes_flows(&self) -> bool {
+        let queue = self.queue.lock();
+        !(queue.leaving || queue.closed || queue.close.is_some())
+    }
+
+    /// Whether the link has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.queue.lock().closed
+    }
+
+    /// Opener: carries `flow` from now on, be it new, or cut off from its path, or refused
+    /// elsewhere. `epoch` is that of the agent's ownership.
+    ///
+    /// # Errors
+    /// The link is closed, or used up its numbers (then it is told to go away).
+    pub fn attach(self: &Arc<Self>, flow: &Arc<SocketFlow>, epoch: u64) -> Result<(), Reason> {
+        debug_assert_eq!(self.role, Role::Opener);
+        let id = self
+            .ids
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |id| id.checked_add(1));
+        let Ok(previous) = id else {
+            self.close(Reason::FlowIdsExhausted);
+            return Err(Reason::FlowIdsExhausted);
+        };
+        let id = FlowId(previous + 1);
+        flow.bind_origin(self, id, epoch);
+        self.insert(id, flow)
+    }
+
+    /// Answerer: carries `flow` under the number that its OPEN came with.
+    ///
+    /// # Errors
+    /// The link is closed, the number is taken, or the OPEN does not fit the flow.
+    pub fn bind(
+        self: &Arc<Self>,
+        id: FlowId,
+        flow: &Arc<SocketFlow>,
+        open: &Open,
+    ) -> Result<(), Reason> {
+        if self.flows.lock().contains_key(&id) {
+            return Err(Reason::ProtocolError);
+        }
+        flow.bind_target(self, id, open)?;
+        self.insert(id, flow)
+    }
+
+    fn insert(self: &Arc<Self>, id: FlowId, flow: &Arc<SocketFlow>) -> Result<(), Reason> {
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            drop(queue);
+            flow.path_lost(self, !self.v1);
+            return Err(Reason::ConnectionLost);
+        }
+        if self.flows.lock().insert(id, Arc::clone(flow)).is_none() {
+            self.active.fetch_add(1, Ordering::Relaxed);
+        }
+        flow.set_queued(true);
+        queue.ready.push_back(Arc::clone(flow));
+        queue.wake();
+        Ok(())
+    }
+
+    /// Answerer: does not take the flow behind an OPEN.
+    pub fn refuse(&self, id: FlowId, reason: Reason) {
+        self.engine.counters.rst_sent.inc();
+        self.send(Frame::Refuse { id, reason });
+    }
+
+    /// Sends a frame of the link itself.
+    pub fn send(&self, frame: Frame) {
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            return;
+        }
+        if queue.control.len() >= MOST_CONTROL {
+            queue.close.get_or_insert(Reason::WriteStalled);
+        } else {
+            queue.control.push_back(frame);
+        }
+        queue.wake();
+    }
+
+    /// Takes no new flows and tells the peer that the link will end after `deadline`.
+    pub fn go_away(&self, reason: Reason, deadline: Duration) {
+        self.queue.lock().leaving = true;
+        let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
+        self.send(Frame::GoAway {
+            reason,
+            deadline_ms,
+        });
+    }
+
+    /// The peer said GOAWAY: no new flows go this way.
+    pub fn leave(&self) {
+        self.queue.lock().leaving = true;
+    }
+
+    /// Closes the link. Its flows stay, to be carried by another.
+    pub fn close(&self, reason: Reason) {
+        let mut queue = self.queue.lock();
+        queue.close.get_or_insert(reason);
+        queue.wake();
+    }
+
+    // ---- for flows ------------------------------------------------------------------------------
+
+    /// The flow wants a turn.
+    pub(crate) fn ready(&self, flow: &Arc<SocketFlow>) {
+        if flow.set_queued(true) {
+            let mut queue = self.queue.lock();
+            if !queue.closed {
+                queue.ready.push_back(Arc::clone(flow));
+                queue.wake();
+            }
+        }
+    }
+
+    /// The flow owes an acknowledgement that can wait a little.
+    pub(crate) fn owe(&self, flow: &Arc<SocketFlow>) {
+        let mut queue = self.queue.lock();
+        if !queue.closed {
+            queue.owing.push(Arc::clone(flow));
+            queue.wake();
+        }
+    }
+
+    /// The flow is over, or carried by another link.
+    pub(crate) fn forget(&self, id: FlowId, flow: &SocketFlow) {
+        let mut flows = self.flows.lock();
+        if flows
+            .get(&id)
+            .is_some_and(|known| std::ptr::eq(Arc::as_ptr(known), flow))
+        {
+            flows.remove(&id);
+            self.active.fetch_sub(1, Ordering::Relaxed);
+        }
+        if flows.is_empty() && flows.capacity() > 1024 {
+            flows.shrink_to(64);
+        }
+    }
+
+    // ---- for the driver -------------------------------------------------------------------------
+
+    fn flow(&self, id: FlowId) -> Option<Arc<SocketFlow>> {
+        self.flows.lock().get(&id).cloned()
+    }
+
+    /// Whether `id` belongs to a flow that ended a moment ago: it was in use on this link.
+    fn was_used(&self, id: FlowId) -> bool {
+        id.0 <= self.ids.load(Ordering::Relaxed)
+    }
+
+    fn note_used(&self, id: FlowId) {
+        self.ids.fetch_max(id.0, Ordering::Relaxed);
+    }
+
+    fn note_rtt(&self, sample: Duration) {
+        let sample = u64::try_from(sample.as_micros()).unwrap_or(u64::MAX).max(1);
+        let smoothed = match self.rtt_micros.load(Ordering::Relaxed) {
+            0 => sample,
+            // RFC 6298 section 2.3.
+            old => (old * 7 + sample) / 8,
+        };
+        self.rtt_micros.store(smoothed.max(1), Ordering::Relaxed);
+    }
+}
+
+impl Queue {
+    fn wake(&mut self) {
+        if let Some(driver) = self.driver.take() {
+            driver.wake();
+        }
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("peer", &self.peer.name)
+            .field("v1", &self.v1)
+            .finish_non_exhaustive()
+    }
+}

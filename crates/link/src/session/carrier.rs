@@ -1,0 +1,218 @@
+//! A WebSocket that speaks one of the two protocol versions, before and without the driver: the
+//! handshake is a few frames in order.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use nowconnect_proto::frame::MAX_JSON_BODY;
+use nowconnect_proto::{Frame, Reason};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
+
+use crate::outgoing::Outgoing;
+use crate::wire::{Wire, WireError};
+use crate::ws::{Decoder, Limits, Mask, Message, Opcode, Role, WsError};
+
+/// Room for reads: large enough that a bulk flow costs few system calls.
+const READ_BUFFER: usize = 128 * 1024;
+/// A read is not worth a system call with less room than this.
+const LEAST_READ: usize = 16 * 1024;
+
+/// Longest WebSocket message taken where DATA frames carry up to `max_payload` bytes.
+fn limits(max_payload: usize, v1: bool) -> Limits {
+    // Base64 adds a third; a message of version 2 may hold small frames beside a large one.
+    let payload = if v1 {
+        max_payload / 3 * 4 + 4
+    } else {
+        max_payload
+    };
+    let longest = payload.max(MAX_JSON_BODY) + 32 * 1024;
+    Limits {
+        max_frame: longest,
+        max_message: longest,
+    }
+}
+
+/// Why a WebSocket yields no more frames.
+#[derive(Debug, thiserror::Error)]
+pub enum CarrierError {
+    /// The connection failed or ended.
+    #[error("connection lost: {0}")]
+    Io(#[from] io::Error),
+    /// The peer broke RFC 6455 or a limit.
+    #[error("WebSocket: {0}")]
+    Ws(#[from] WsError),
+    /// The peer sent what is no frame.
+    #[error("protocol: {0}")]
+    Wire(#[from] WireError),
+    /// The peer closed the WebSocket in order.
+    #[error("closed by the peer{}", .0.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default())]
+    Closed(Option<String>),
+}
+
+/// The WebSocket of one link.
+pub struct Carrier<S> {
+    pub(super) io: S,
+    decoder: Decoder,
+    input: BytesMut,
+    /// A binary message that still holds frames.
+    message: Bytes,
+    pub(super) frames: VecDeque<Frame>,
+    pub(super) out: Outgoing,
+    pub(super) wire: Wire,
+    /// The latest ping of the WebSocket that waits for its pong; older ones need none (RFC 6455
+    /// section 5.5.3).
+    ws_ping: Option<Bytes>,
+    /// What a pong of the WebSocket brought.
+    pub(super) ws_pong: Option<u64>,
+    pub(super) offence: Option<&'static str>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
+    /// Takes over a connection after its upgrade. `role` is ours in the WebSocket, `leftover` what
+    /// was read behind the handshake, and `max_payload` the largest DATA payload that is taken.
+    #[must_use]
+    pub fn new(
+        io: S,
+        leftover: BytesMut,
+        role: Role,
+        mask: Mask,
+        wire: Wire,
+        max_payload: usize,
+    ) -> Self {
+        Self {
+            io,
+            decoder: Decoder::new(role, limits(max_payload, wire.is_v1())),
+            input: leftover,
+            message: Bytes::new(),
+            frames: VecDeque::new(),
+            out: Outgoing::new(mask),
+            wire,
+            ws_ping: None,
+            ws_pong: None,
+            offence: None,
+        }
+    }
+
+    /// Whether the peer speaks version 1.
+    #[must_use]
+    pub fn is_v1(&self) -> bool {
+        self.wire.is_v1()
+    }
+
+    /// The next frame. Cancel-safe. The caller sets the deadline.
+    ///
+    /// # Errors
+    /// There will be no more frames.
+    pub async fn receive(&mut self) -> Result<Frame, CarrierError> {
+        poll_fn(|cx| self.poll_frame(cx)).await
+    }
+
+    /// Sends one frame.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn send(&mut self, frame: Frame) -> io::Result<()> {
+        self.wire.send(frame, 0, &mut self.out, &mut self.frames);
+        self.flush().await
+    }
+
+    /// Closes in order, with the reason.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn close(&mut self, reason: Reason) -> io::Result<()> {
+        self.push_close(reason);
+        self.flush().await?;
+        poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.out.poll_write(&mut self.io, cx, &mut 0)).await
+    }
+
+    /// Says goodbye: GOAWAY and the WebSocket's close.
+    pub(super) fn push_close(&mut self, reason: Reason) {
+        let code = match reason {
+            Reason::Draining | Reason::Shutdown => 1001,
+            Reason::ProtocolError => 1002,
+            Reason::AuthFailed
+            | Reason::TokenExpired
+            | Reason::IdentityConflict
+            | Reason::Denied => 1008,
+            _ => 1000,
+        };
+        let goodbye = Frame::GoAway {
+            reason,
+            deadline_ms: 0,
+        };
+        self.wire.send(goodbye, 0, &mut self.out, &mut self.frames);
+        self.out.push_close(code, reason.name());
+    }
+
+    /// Puts the answers and pings of the WebSocket itself on their way.
+    pub(super) fn push_ws_control(&mut self) {
+        if let Some(ping) = self.ws_ping.take() {
+            self.out.push_message(Opcode::Pong, &ping);
+        }
+    }
+
+    /// The next frame, reading only when no whole message is at hand.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, CarrierError>> {
+        loop {
+            if let Some(frame) = self.next_frame()? {
+                return Poll::Ready(Ok(frame));
+            }
+            if self.input.capacity() - self.input.len()
+                < LEAST_READ.max(self.decoder.missing(&self.input))
+            {
+                self.input.reserve(READ_BUFFER);
+            }
+            let n = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
+            }
+        }
+    }
+
+    fn next_frame(&mut self) -> Result<Option<Frame>, CarrierError> {
+        loop {
+            if let Some(frame) = self.frames.pop_front() {
+                return Ok(Some(frame));
+            }
+            if !self.message.is_empty() {
+                if let Some(frame) = self.wire.binary(&mut self.message)? {
+                    return Ok(Some(frame));
+                }
+                continue;
+            }
+            match self.decoder.decode(&mut self.input)? {
+                None => return Ok(None),
+                Some(Message::Binary(message)) => {
+                    if self.wire.is_v1() {
+                        return Err(WireError::Kind("binary").into());
+                    }
+                    self.message = message;
+                }
+                Some(Message::Text(text)) => {
+                    let offence = self.wire.text(&text, &mut self.out, &mut self.frames)?;
+                    self.offence = self.offence.or(offence);
+                }
+                Some(Message::Ping(payload)) => self.ws_ping = Some(payload),
+                Some(Message::Pong(payload)) => {
+                    self.ws_pong = payload.as_ref().try_into().ok().map(u64::from_be_bytes);
+                }
+                Some(Message::Close(close)) => {
+                    let reason = close.map(|close| close.reason.to_string());
+                    return Err(CarrierError::Closed(
+                        reason.filter(|reason| !reason.is_empty()),
+                    ));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! Flows with real sockets over real links: bytes, half-close, resets, and links that break.
+
+#![allow(clippy::expect_used, clippy::panic)]
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use nowconnect_link::budget::Budget;
+use nowconnect_link::counters::{Engine, EngineCounters, FlowCounters};
+use nowconnect_link::endpoint::{FlowEvents, Label, SocketFlow, Summary};
+use nowconnect_link::flows::FlowTable;
+use nowconnect_link::session::{
+    self, Carrier, Link, LinkClosed, LinkConfig, LinkEvents, Peer, Role,
+};
+use nowconnect_link::wire::Wire;
+use nowconnect_link::ws;
+use nowconnect_proto::frame::{Frame, Open, OpenMode};
+use nowconnect_proto::{Cid, FlowId, Reason};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// One side: its engine, its flows, and what it saw.
+struct Side {
+    engine: Arc<Engine>,
+    flows: FlowTable,
+    target: Option<SocketAddr>,
+    opened: AtomicUsize,
+    closed: AtomicUsize,
+}
+
+impl Side {
+    fn new(target: Option<SocketAddr>) -> Arc<Self> {
+        let engine = Arc::new(Engine::new(
+            Budget::new(64 << 20, 200),
+            EngineCounters::default(),
+        ));
+        Arc::new(Self {
+            flows: FlowTable::new(&engine),
+            engine,
+            target,
+            opened: AtomicUsize::new(0),
+            closed: AtomicUsize::new(0),
+        })
+    }
+}
+
+struct Events(Arc<Side>);
+
+impl FlowEvents for Events {
+    fn opened(&self, _: &Arc<SocketFlow>) {
+        self.0.opened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn refused(&self, _: &Arc<SocketFlow>, _: Reason) -> bool {
+        false
+    }
+
+    fn path_lost(&self, _: &Arc<SocketFlow>) {}
+
+    fn closed(&self, flow: &Arc<SocketFlow>, _: Summary) {
+        self.0.flows.remove(flow.cid());
+        self.0.closed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl LinkEvents for Events {
+    fn on_open(&self, link: &Arc<Link>, id: FlowId, open: Open) {
+        let side = &self.0;
+        if let Some(flow) = side.flows.get(open.cid) {
+            assert!(flow.knows(&open.secret));
+            link.bind(id, &flow, &open).expect("bound again");
+            return;
+        }
+        if open.mode == OpenMode::Resume {
+            return link.refuse(id, Reason::UnknownFlow);
+        }
+        let events = Arc::new(Events(Arc::clone(side)));
+        let flow = SocketFlow::target(&open, &side.engine, FlowCounters::default(), events);
+        side.flows.insert(&flow, Duration::ZERO);
+        link.bind(id, &flow, &open).expect("bound");
+        let target = side.target.expect("a target");
+        tokio::spawn(async move {
+            match TcpStream::connect(target).await {
+                Ok(socket) => flow.connected(socket),
+                Err(_) => flow.abort(Reason::ConnectFailed),
+            }
+        });
+    }
+
+    fn on_control(&self, _: &Arc<Link>, _: Frame) {}
+
+    fn on_protocol_error(&self, _: &Arc<Link>, kind: &'static str) {
+        panic!("protocol error {kind}");
+    }
+}
+
+async fn socket_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (near.expect("connect"), far.expect("accept").0)
+}
+
+struct Tunnel {
+    hub: Arc<Link>,
+    tasks: Vec<JoinHandle<LinkClosed>>,
+}
+
+impl Tunnel {
+    async fn up(hub: &Arc<Side>, agent: &Arc<Side>) -> Self {
+        let (near, far) = socket_pair().await;
+        let mut tasks = Vec::new();
+        let mut link = |io, side: &Arc<Side>, other: &Arc<Side>, role, ws_role, mask| {
+            let wire = Wire::V2 {
+                max_payload: 65_536,
+            };
+            let carrier = Carrier::new(io, BytesMut::new(), ws_role, mask, wire, 65_536);
+            let config = LinkConfig {
+                role,
+                peer: Peer {
+                    name: "peer".into(),
+                    first_window: other.engine.budget.first_window(),
+                    max_payload: 65_536,
+                },
+                ping_interval: Duration::from_secs(5),
+                ping_timeout: Duration::from_secs(10),
+            };
+            let events = Arc::new(Events(Arc::clone(side)));
+            let (link, task) = session::start(carrier, &config, &side.engine, events);
+            tasks.push(tokio::spawn(task));
+            link
+        };
+        let hub_link = link(
+            near,
+            hub,
+            agent,
+            Role::Opener,
+            ws::Role::Server,
+            ws::Mask::None,
+        );
+        link(
+            far,
+            agent,
+            hub,
+            Role::Answerer,
+            ws::Role::Client,
+            ws::Mask::Zero,
+        );
+        Self {
+            hub: hub_link,
+            tasks,
+        }
+    }
+
+    /// Breaks the connection without a word.
+    async fn cut(self) {
+        for task in self.tasks {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+}
+
+async fn client_of(hub: &Arc<Side>, tunnel: &Tunnel) -> TcpStream {
+    let (client, accepted) = socket_pair().await;
+    let label = Label {
+        connector: "ldap".into(),
+        listener: "l1".into(),
+        client: "".into(),
+    };
+    let events = Arc::new(Events(Arc::clone(hub)));
+    let flow = SocketFlow::origin(
+        Cid::generate(),
+        label,
+        accepted,
+        &hub.engine,
+        FlowCounters::default(),
+        events,
+    );
+    hub.flows.insert(&flow, Duration::ZERO);
+    tunnel.hub.attach(&flow, 1).expect("attached");
+    client
+}
+
+fn pattern(len: usize, salt: usize) -> Vec<u8> {
+    (0..len)
+        .map(|i| ((i.wrapping_mul(2_654_435_761) >> 11) ^ salt) as u8)
+        .collect()
+}
+
+/// A target that reads a client's bytes to their end and answers with as many of its own.
+async fn target(len: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = socket.split();
+                let answer = pattern(len, 7);
+                let mut got = Vec::new();
+                let (sent, received) = tokio::join!(
+                    async {
+                        write.write_all(&answer).await?;
+                        write.shutdown().await
+                    },
+                    read.read_to_end(&mut got)
+                );
+                sent.and(received.map(drop)).expect("target's socket");
+                assert!(got == pattern(len, 3), "target got wrong bytes");
+            });
+        }
+    });
+    address
+}
+
+async fn exchange(mut client: TcpStream, len: usize) -> io::Result<()> {
+    let (mut read, mut write) = client.split();
+    let question = pattern(len, 3);
+    let mut got = Vec::new();
+    let (sent, received) = tokio::join!(
+        async {
+            write.write_all(&question).await?;
+            write.shutdown().await
+        },
+        read.read_to_end(&mut got)
+    );
+    sent.and(received)?;
+    assert!(
+        got == pattern(len, 7),
+        "client got {} bytes, or wrong ones",
+        got.len()
+    );
+    Ok(())
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    timeout(SOON, async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{what} did not come to hold"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_go_both_ways_and_both_ends_finish() {
+    let hub = Side::new(None);
+    let len = 8 << 20;
+    let agent = Side::new(Some(target(len).await));
+    let tunnel = Tunnel::up(&hub, &agent).await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(tokio::spawn(exchange(client_of(&hub, &tunnel).await, len)));
+    }
+    for client in clients {
+        timeout(SOON, client)
+            .await
+            .expect("in time")
+            .expect("no panic")
+            .expect("no reset");
+    }
+    until("all flows over", || {
+        hub.flows.is_empty() && agent.flows.is_empty()
+    })
+    .await;
+    assert_eq!(hub.opened.load(Ordering::Relaxed), 4);
+    assert_eq!(tunnel.hub.active_flows(), 0);
+    tunnel.hub.close(Reason::Shutdown);
+    for task in tunnel.tasks {
+        let closed = timeout(SOON, task)
+            .await
+            .expect("in time")
+            .expect("no panic");
+        assert_eq!(closed.reason, Reason::Shutdown);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flows_survive_twenty_cuts() {
+    let hub = Side::new(None);
+    let len = 24 << 20;
+    let agent = Side::new(Some(target(len).await));
+    let mut tunnel = Tunnel::up(&hub, &agent).await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(tokio::spawn(exchange(client_of(&hub, &tunnel).await, len)));
+    }
+    let resumed = &hub.engine.counters.resumed;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(7)).await;
+        tunnel.cut().await;
+        tunnel = Tunnel::up(&hub, &agent).await;
+        for flow in hub.flows.select(|_| true) {
+            tunnel.hub.attach(&flow, 1).expect("attached");
+        }
+    }
+    for client in clients {
+        timeout(SOON, client)
+            .await
+            .expect("in time")
+            .expect("no panic")
+            .expect("no reset");
+    }
+    assert!(resumed.get() > 0, "the cuts came too late to matter");
+    until("hub's flows over", || hub.flows.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_reset_is_a_reset_on_the_other_side() {
+    let hub = Side::new(None);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let agent = Side::new(Some(listener.local_addr().expect("address")));
+    let tunnel = Tunnel::up(&hub, &agent).await;
+    let mut client = client_of(&hub, &tunnel).await;
+    client.write_all(b"hello").await.expect("write");
+    let (mut socket, _) = listener.accept().await.expect("accept");
+    let mut hello = [0; 5];
+    socket.read_exact(&mut hello).await.expect("early bytes");
+    socket.set_zero_linger().expect("linger");
+    drop(socket);
+    let error = timeout(SOON, client.read(&mut hello))
+        .await
+        .expect("in time")
+        .expect_err("no end of file");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    until("both forgot the flow", || {
+        hub.flows.is_empty() && agent.flows.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refused_target_resets_the_client() {
+    let hub = Side::new(None);
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("bind")
+        .local_addr()
+        .expect("address");
+    let agent = Side::new(Some(gone));
+    let tunnel = Tunnel::up(&hub, &agent).await;
+    let mut client = client_of(&hub, &tunnel).await;
+    client.write_all(b"hello").await.expect("write");
+    let ended = timeout(SOON, client.read(&mut [0; 5]))
+        .await
+        .expect("in time");
+    assert!(ended.is_err(), "{ended:?}");
+    until("both forgot the flow", || {
+        hub.flows.is_empty() && agent.flows.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_reader_stops_only_itself() {
+    let hub = Side::new(None);
+    let len = 4 << 20;
+    let agent = Side::new(Some(target(len).await));
+    let tunnel = Tunnel::up(&hub, &agent).await;
+    let stalled = client_of(&hub, &tunnel).await;
+    for _ in 0..3 {
+        exchange(client_of(&hub, &tunnel).await, len)
+            .await
+            .expect("no reset");
+    }
+    let held = hub
+        .flows
+        .select(|_| true)
+        .iter()
+        .map(|flow| flow.held())
+        .sum::<usize>();
+    assert!(
+        held as u64 <= nowconnect_link::budget::MOST_WINDOW,
+        "{held}"
+    );
+    timeout(SOON, exchange(stalled, len))
+        .await
+        .expect("in time")
+        .expect("no reset");
+}
