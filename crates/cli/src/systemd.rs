@@ -2,6 +2,7 @@
 //!
 //! Without `NOTIFY_SOCKET` in the environment, nothing happens.
 
+use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -30,16 +31,42 @@ fn notify(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
         return;
     };
-    let send = || -> std::io::Result<()> {
-        let address = match path.as_bytes().strip_prefix(b"@") {
-            Some(name) => SocketAddr::from_abstract_name(name)?,
-            None => SocketAddr::from_pathname(&path)?,
-        };
-        UnixDatagram::unbound()?
-            .send_to_addr(state.as_bytes(), &address)
-            .map(drop)
+    if let Err(error) = send(&path, state) {
+        tracing::warn!(event = "systemd_not_notified", state, error = %error);
+    }
+}
+
+fn send(path: &OsStr, state: &str) -> std::io::Result<()> {
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(path)?,
     };
-    if let Err(error) = send() {
-        tracing::debug!(event = "systemd_not_notified", state, error = %error);
+    UnixDatagram::unbound()?
+        .send_to_addr(state.as_bytes(), &address)
+        .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsString;
+
+    #[test]
+    fn both_kinds_of_socket_are_reached() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let name = format!("nowconnect-test-{}", std::process::id());
+        let named = UnixDatagram::bind(&path).unwrap();
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let abstract_ = UnixDatagram::bind_addr(&address).unwrap();
+        for (socket, path) in [
+            (named, path.into()),
+            (abstract_, OsString::from(format!("@{name}"))),
+        ] {
+            send(&path, "READY=1").unwrap();
+            let mut text = [0; 64];
+            let length = socket.recv(&mut text).unwrap();
+            assert_eq!(&text[..length], b"READY=1");
+        }
     }
 }
