@@ -4,7 +4,7 @@
 //! [`Identity`] or a [`Rejection`] whose [`Reason`] code is the same in the HTTP answer, in the
 //! `jwt_rejected` log line and in the `reason` label of `nowconnect_auth_failures_total`.
 
-pub mod fetch;
+mod fetch;
 pub mod jwks;
 pub mod jwt;
 pub mod key;
@@ -14,7 +14,6 @@ pub mod reason;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-pub use fetch::{Source, SourceError};
 pub use jwks::{Keys, Timing};
 pub use jwt::{Identity, Rules};
 pub use reason::{Reason, Rejection};

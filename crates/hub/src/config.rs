@@ -3,6 +3,7 @@
 //! Optional text keys left empty mean "not set"; durations are [`Duration`]s whatever unit the key
 //! has, and `None` where a key's zero means "never".
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use http::Uri;
 use ipnet::IpNet;
 use nowconnect_settings::{
     Document, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, choices, describe,
+    mask_url,
 };
 
 mod diff;
@@ -172,6 +174,15 @@ pub enum JwksSource {
     Url(Uri),
     /// `file://`, watched.
     File(PathBuf),
+}
+
+impl fmt::Display for JwksSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) => f.write_str(&mask_url(&url.to_string())),
+            Self::File(path) => write!(f, "file://{}", path.display()),
+        }
+    }
 }
 
 /// `security.fapi_mode`.

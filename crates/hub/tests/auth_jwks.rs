@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use nowconnect_hub::auth::key::MAX_KEYS;
 use nowconnect_hub::auth::mint::{self, AgentToken, KeyKind, SigningKey};
-use nowconnect_hub::auth::{Keys, Reason, Rules, Source, Timing, Verifier};
+use nowconnect_hub::auth::{Keys, Reason, Rules, Timing, Verifier};
+use nowconnect_hub::config::JwksSource;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -71,10 +72,8 @@ impl Idp {
         self.hits.load(Ordering::SeqCst)
     }
 
-    fn source(&self) -> Source {
-        Source::parse(&format!("http://{}/jwks", self.address))
-            .unwrap()
-            .unwrap()
+    fn source(&self) -> JwksSource {
+        url(&format!("http://{}/jwks", self.address))
     }
 }
 
@@ -158,11 +157,11 @@ struct Hub {
 }
 
 impl Hub {
-    fn start(source: Source, timing: Timing) -> Self {
+    fn start(source: JwksSource, timing: Timing) -> Self {
         Self::start_trusting(source, timing, rustls::RootCertStore::empty())
     }
 
-    fn start_trusting(source: Source, timing: Timing, roots: rustls::RootCertStore) -> Self {
+    fn start_trusting(source: JwksSource, timing: Timing, roots: rustls::RootCertStore) -> Self {
         let keys = Keys::new(Some(source), tls(roots), timing);
         let stop = CancellationToken::new();
         let mut task = tokio::task::JoinSet::new();
@@ -214,6 +213,10 @@ impl Hub {
             .unwrap()
             .unwrap();
     }
+}
+
+fn url(text: &str) -> JwksSource {
+    JwksSource::Url(text.parse().unwrap())
 }
 
 fn key() -> SigningKey {
@@ -421,7 +424,7 @@ async fn refused_connections_are_an_outage_like_any_other() {
         .unwrap()
         .local_addr()
         .unwrap();
-    let source = Source::parse(&format!("http://{free}/")).unwrap().unwrap();
+    let source = url(&format!("http://{free}/"));
     let hub = Hub::start(source, timing());
     hub.problem("cannot connect").await;
     assert_eq!(
@@ -476,9 +479,7 @@ async fn a_file_is_watched_and_bad_content_changes_nothing() {
     let (old, new) = (key(), key());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("jwks.json");
-    let source = Source::parse(&format!("file://{}", path.display()))
-        .unwrap()
-        .unwrap();
+    let source = JwksSource::File(path.clone());
     let hub = Hub::start(
         source,
         Timing {
@@ -541,9 +542,7 @@ async fn https_is_verified() {
             let _ = tls.shutdown().await;
         }
     });
-    let source = Source::parse(&format!("https://localhost:{port}/jwks"))
-        .unwrap()
-        .unwrap();
+    let source = url(&format!("https://localhost:{port}/jwks"));
 
     let stranger = Hub::start(source.clone(), timing());
     stranger.problem("invalid peer certificate").await;

@@ -1,7 +1,7 @@
 //! Gets the bytes of a JWKS document, from a file or over HTTP, within hard bounds.
 
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,89 +13,10 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
+use crate::config::JwksSource;
+
 /// Bytes of the largest document that is read.
 pub const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
-
-/// Where the keys come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// `http://` or `https://`.
-    Http(Uri),
-    /// `file://`, polled for changes.
-    File(PathBuf),
-}
-
-/// Why a `security.jwks_url` is no source.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SourceError {
-    /// Another scheme, or none.
-    #[error("must begin with https://, http:// or file:///")]
-    Scheme,
-    /// Not a URL.
-    #[error("not a URL: {0}")]
-    Syntax(String),
-    /// `user:password@` before the host.
-    #[error("must not carry credentials: a key set is public")]
-    Credentials,
-    /// `file://` with a host or without an absolute path.
-    #[error("a file is given as file:///absolute/path")]
-    File,
-}
-
-impl Source {
-    /// Reads a `security.jwks_url`; an empty one is no source.
-    ///
-    /// # Errors
-    /// See [`SourceError`].
-    pub fn parse(url: &str) -> Result<Option<Self>, SourceError> {
-        let url = url.trim();
-        if url.is_empty() {
-            return Ok(None);
-        }
-        if let Some(path) = url.strip_prefix("file://") {
-            let path = Path::new(path.strip_prefix("localhost").unwrap_or(path));
-            return path
-                .is_absolute()
-                .then(|| Some(Source::File(path.to_owned())))
-                .ok_or(SourceError::File);
-        }
-        if !url.starts_with("https://") && !url.starts_with("http://") {
-            return Err(SourceError::Scheme);
-        }
-        let uri: Uri = url
-            .parse()
-            .map_err(|e| SourceError::Syntax(format!("{e}")))?;
-        if uri
-            .authority()
-            .is_some_and(|authority| authority.as_str().contains('@'))
-        {
-            return Err(SourceError::Credentials);
-        }
-        Ok(Some(Source::Http(uri)))
-    }
-
-    /// Whether whoever sits on the way could put in keys of their own.
-    pub fn is_unprotected(&self) -> bool {
-        let Source::Http(uri) = self else {
-            return false;
-        };
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let loopback = host == "localhost"
-            || host
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback());
-        uri.scheme_str() == Some("http") && !loopback
-    }
-}
-
-impl std::fmt::Display for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Source::Http(uri) => uri.fmt(f),
-            Source::File(path) => write!(f, "file://{}", path.display()),
-        }
-    }
-}
 
 /// A document, and how long its server says it keeps.
 #[derive(Debug)]
@@ -148,11 +69,11 @@ impl Fetcher {
     }
 
     /// Everything together, to the last byte, takes at most the timeout.
-    pub(crate) async fn fetch(&self, source: &Source) -> Result<Fetched, FetchError> {
+    pub(crate) async fn fetch(&self, source: &JwksSource) -> Result<Fetched, FetchError> {
         let work = async {
             match source {
-                Source::Http(uri) => self.get(uri).await,
-                Source::File(path) => read_file(path.clone()).await,
+                JwksSource::Url(uri) => self.get(uri).await,
+                JwksSource::File(path) => read_file(path.clone()).await,
             }
         };
         tokio::time::timeout(self.timeout, work)
@@ -243,52 +164,6 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn source_takes_http_and_absolute_files_only() {
-        assert_eq!(Source::parse("  "), Ok(None));
-        let file = Source::File("/run/jwks.json".into());
-        assert_eq!(
-            Source::parse("file:///run/jwks.json"),
-            Ok(Some(file.clone()))
-        );
-        assert_eq!(
-            Source::parse("file://localhost/run/jwks.json"),
-            Ok(Some(file))
-        );
-        assert!(matches!(
-            Source::parse("https://idp/keys"),
-            Ok(Some(Source::Http(_)))
-        ));
-        for (url, error) in [
-            ("file://jwks.json", SourceError::File),
-            ("file://host/jwks.json", SourceError::File),
-            ("ftp://idp/keys", SourceError::Scheme),
-            ("/etc/jwks.json", SourceError::Scheme),
-            ("https://user:pw@idp/keys", SourceError::Credentials),
-        ] {
-            assert_eq!(Source::parse(url), Err(error), "{url}");
-        }
-        assert!(matches!(
-            Source::parse("https://"),
-            Err(SourceError::Syntax(_))
-        ));
-    }
-
-    #[test]
-    fn plain_http_is_unprotected_unless_it_stays_on_this_host() {
-        for (url, unprotected) in [
-            ("http://idp.example.com/keys", true),
-            ("http://127.0.0.1:8080/keys", false),
-            ("http://[::1]/keys", false),
-            ("http://localhost/keys", false),
-            ("https://idp.example.com/keys", false),
-            ("file:///keys", false),
-        ] {
-            let source = Source::parse(url).unwrap().unwrap();
-            assert_eq!(source.is_unprotected(), unprotected, "{url}");
-        }
-    }
 
     #[test]
     fn max_age_is_found_among_directives() {

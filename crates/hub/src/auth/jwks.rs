@@ -11,9 +11,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::fetch::{FetchError, Fetched, Fetcher, Source};
+use super::fetch::{FetchError, Fetched, Fetcher};
 use super::key::{KeySet, KeySetError, Skipped, VerifyKey};
 use super::reason::{Reason, Rejection};
+use crate::config::JwksSource;
 
 /// How often, how soon and how long keys are fetched.
 #[derive(Debug, Clone)]
@@ -65,7 +66,7 @@ pub struct KeysStatus {
 /// as rubbish. [`Keys::run`] must be spawned: it does all the fetching.
 #[derive(Debug)]
 pub struct Keys {
-    source: Option<Source>,
+    source: Option<JwksSource>,
     fetcher: Fetcher,
     timing: Timing,
     set: ArcSwapOption<KeySet>,
@@ -115,20 +116,7 @@ impl Keys {
     /// An empty cache for `source`; without one every token is refused with [`Reason::NoJwks`].
     ///
     /// `tls` decides which `https://` servers are trusted.
-    pub fn new(source: Option<Source>, tls: rustls::ClientConfig, timing: Timing) -> Arc<Self> {
-        match &source {
-            None => tracing::warn!(
-                event = "jwks_missing",
-                reason = Reason::NoJwks.code(),
-                hint = "every agent is refused; set security.jwks_url or NOWCONNECT_JWKS_URL",
-            ),
-            Some(source) if source.is_unprotected() => tracing::warn!(
-                event = "jwks_unprotected",
-                source = %source,
-                hint = "whoever is on the way can put in keys and log in as any agent; use https://",
-            ),
-            Some(_) => {}
-        }
+    pub fn new(source: Option<JwksSource>, tls: rustls::ClientConfig, timing: Timing) -> Arc<Self> {
         Arc::new(Self {
             fetcher: Fetcher::new(tls, timing.timeout),
             source,
@@ -142,7 +130,7 @@ impl Keys {
     }
 
     /// The source given to [`Keys::new`]: a reload that keeps it may keep this cache.
-    pub fn source(&self) -> Option<&Source> {
+    pub fn source(&self) -> Option<&JwksSource> {
         self.source.as_ref()
     }
 
@@ -214,7 +202,7 @@ impl Keys {
         }
     }
 
-    async fn keep_fresh(&self, source: &Source) {
+    async fn keep_fresh(&self, source: &JwksSource) {
         loop {
             let due_at = self.state.lock().due_at;
             if let Some(due_at) = due_at.filter(|due_at| *due_at > Instant::now()) {
@@ -265,10 +253,10 @@ impl Keys {
     }
 
     /// Puts a new document in place; returns how long to wait for the next.
-    fn install(&self, source: &Source, fetched: Fetched) -> Result<Duration, RefreshError> {
+    fn install(&self, source: &JwksSource, fetched: Fetched) -> Result<Duration, RefreshError> {
         let wait = match source {
-            Source::File(_) => self.timing.file_poll,
-            Source::Http(_) => fetched.max_age.map_or(self.timing.refresh, |age| {
+            JwksSource::File(_) => self.timing.file_poll,
+            JwksSource::Url(_) => fetched.max_age.map_or(self.timing.refresh, |age| {
                 age.clamp(self.timing.min_max_age, self.timing.max_max_age)
             }),
         };
@@ -290,7 +278,7 @@ impl Keys {
     }
 
     /// Records a failure; returns how long to wait before trying again.
-    fn keep_old(&self, source: &Source, error: &RefreshError) -> Duration {
+    fn keep_old(&self, source: &JwksSource, error: &RefreshError) -> Duration {
         let problem = error.to_string();
         let keys = self.set.load().as_ref().map_or(0, |set| set.count());
         let mut state = self.state.lock();
@@ -307,13 +295,13 @@ impl Keys {
         }
         state.problem = Some(problem);
         match source {
-            Source::File(_) => self.timing.file_poll,
-            Source::Http(_) => retry.min(self.timing.unknown_kid_gap),
+            JwksSource::File(_) => self.timing.file_poll,
+            JwksSource::Url(_) => retry.min(self.timing.unknown_kid_gap),
         }
     }
 }
 
-fn report(source: &Source, set: &KeySet, skipped: &[Skipped]) {
+fn report(source: &JwksSource, set: &KeySet, skipped: &[Skipped]) {
     tracing::info!(
         event = "jwks_loaded",
         source = %source,

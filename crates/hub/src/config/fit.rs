@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use http::Uri;
-use nowconnect_settings::{Secret, Shown, Table, Value, mask_url};
+use nowconnect_settings::{Secret, Shown, Table, Value};
 
 use super::{FapiMode, HaMode, HubConfig, JwksSource, MeshConfig};
 
@@ -142,10 +142,7 @@ impl Value for JwksSource {
     }
 
     fn show(&self) -> Shown {
-        Shown::Text(match self {
-            Self::Url(url) => mask_url(&url.to_string()),
-            Self::File(path) => format!("file://{}", path.display()),
-        })
+        Shown::Text(self.to_string())
     }
 }
 
