@@ -8,6 +8,8 @@ pub mod metrics;
 mod outgoing;
 mod reply;
 pub mod session;
+pub mod stream;
+pub mod tls;
 pub mod upgrade;
 pub mod wire;
 pub mod ws;
