@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod counters;
+pub mod dial;
 pub mod endpoint;
 pub mod flows;
 pub mod metrics;
@@ -9,6 +10,7 @@ mod outgoing;
 mod reply;
 pub mod session;
 pub mod stream;
+pub mod tasks;
 pub mod tls;
 pub mod upgrade;
 pub mod wire;

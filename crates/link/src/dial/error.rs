@@ -1,0 +1,330 @@
+//! What goes wrong while dialing, whose fault it may be, and what to do about it.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::StatusCode;
+use rustls::{AlertDescription, CertificateError, Error as TlsError};
+
+use crate::reply::ReplyError;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The name has no address.
+    #[error("cannot resolve the name of {to}: {source}; check its spelling and this machine's DNS")]
+    Dns {
+        /// `host:port`, or the proxy.
+        to: String,
+        /// What the resolver says.
+        source: io::Error,
+    },
+    /// No address of the host took the connection.
+    #[error("cannot connect to {to}: {}; {}", Failures(.failures), self.kind().hint())]
+    Connect {
+        /// `host:port`, or the proxy.
+        to: String,
+        /// The addresses that were tried, in the order in which they failed.
+        failures: Vec<(SocketAddr, io::Error)>,
+    },
+    /// The socket's options could not be set.
+    #[error("cannot set up the socket to {to}: {source}; {}", self.kind().hint())]
+    Socket {
+        /// `host:port`, or the proxy.
+        to: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Time is up.
+    #[error("{to}: no {stage} within {} ms; {}", .after.as_millis(), .stage.hint())]
+    Timeout {
+        /// `host:port`, or the proxy.
+        to: String,
+        /// What was under way.
+        stage: Stage,
+        /// For all stages together.
+        after: Duration,
+    },
+    /// The proxy does not answer as a proxy does.
+    #[error("the proxy {proxy} did not answer: {source}; check that it is an HTTP proxy")]
+    Proxy {
+        /// `host:port` of the proxy.
+        proxy: String,
+        /// What came instead.
+        source: ReplyError,
+    },
+    /// The proxy says no.
+    #[error(
+        "the proxy {proxy} refused to connect to {to}: {status}{}; ask its operator to allow this \
+         host and port, or list the host in NO_PROXY if it can be reached directly",
+        in_brackets(.body)
+    )]
+    ProxyRefused {
+        /// `host:port` of the proxy.
+        proxy: String,
+        /// Where it should have connected to.
+        to: String,
+        /// Its HTTP status.
+        status: StatusCode,
+        /// Its explanation, shortened to one line.
+        body: String,
+    },
+    /// The proxy wants other credentials.
+    #[error("the proxy {proxy} wants authentication (407, it offers: {}); {}", .schemes.join(", "),
+        auth_hint(.schemes, *.sent))]
+    ProxyAuth {
+        /// `host:port` of the proxy.
+        proxy: String,
+        /// The schemes that it offers.
+        schemes: Vec<String>,
+        /// Whether we sent a user and password.
+        sent: bool,
+    },
+    /// No TLS, or not with somebody whom we trust.
+    #[error("TLS with {to} failed: {source}; {}", tls_hint(.source))]
+    Tls {
+        /// `host:port`.
+        to: String,
+        /// From rustls or from the socket.
+        source: io::Error,
+    },
+}
+
+/// What a [`DialError`] comes down to, for metrics, refusals and retries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DialErrorKind {
+    // In the order of how much each says, least first: of several addresses the best is reported.
+    /// No route, or a firewall that says so.
+    Unreachable,
+    /// This machine has no ports, file descriptors or memory left.
+    LocalResource,
+    /// No answer in time.
+    Timeout,
+    /// The peer broke the connection while it was set up.
+    Reset,
+    /// Nobody listens there.
+    Refused,
+    /// No such name.
+    Dns,
+    /// The proxy failed or refused.
+    Proxy,
+    /// The proxy wants other credentials.
+    ProxyAuth,
+    /// No TLS, or no trust.
+    Tls,
+}
+
+impl DialErrorKind {
+    /// A stable lower-case word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::LocalResource => "local_resource",
+            Self::Timeout => "timeout",
+            Self::Reset => "reset",
+            Self::Refused => "refused",
+            Self::Dns => "dns",
+            Self::Proxy => "proxy",
+            Self::ProxyAuth => "proxy_auth",
+            Self::Tls => "tls",
+        }
+    }
+
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Refused => "nothing listens there: check host and port, and that it runs",
+            Self::Reset => "it was cut off: check firewalls and the server's connection limits",
+            Self::LocalResource => {
+                "this machine has run out of ports, file descriptors or memory: raise its limits"
+            }
+            _ => "check the address, routes and firewalls",
+        }
+    }
+
+    fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::ConnectionRefused => Self::Refused,
+            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
+                Self::Reset
+            }
+            ErrorKind::TimedOut => Self::Timeout,
+            ErrorKind::AddrNotAvailable
+            | ErrorKind::AddrInUse
+            | ErrorKind::OutOfMemory
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::WouldBlock => Self::LocalResource,
+            // ENFILE, EMFILE and ENOBUFS have no kind of their own; the numbers are Linux's.
+            _ if matches!(error.raw_os_error(), Some(23 | 24 | 105)) => Self::LocalResource,
+            _ => Self::Unreachable,
+        }
+    }
+}
+
+impl fmt::Display for DialErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl DialError {
+    /// What it comes down to.
+    #[must_use]
+    pub fn kind(&self) -> DialErrorKind {
+        match self {
+            Self::Dns { .. } => DialErrorKind::Dns,
+            Self::Connect { failures, .. } => failures
+                .iter()
+                .map(|(_, error)| DialErrorKind::of(error))
+                .max()
+                .unwrap_or(DialErrorKind::Unreachable),
+            Self::Socket { source, .. } => DialErrorKind::of(source),
+            Self::Timeout { .. } => DialErrorKind::Timeout,
+            Self::Proxy { .. } | Self::ProxyRefused { .. } => DialErrorKind::Proxy,
+            Self::ProxyAuth { .. } => DialErrorKind::ProxyAuth,
+            Self::Tls { .. } => DialErrorKind::Tls,
+        }
+    }
+}
+
+/// The stages of dialing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Resolving the name.
+    Dns,
+    /// Connecting TCP.
+    Connect,
+    /// The proxy's answer to CONNECT.
+    Proxy,
+    /// The TLS handshake.
+    Tls,
+}
+
+impl Stage {
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Dns => "check this machine's DNS servers",
+            Self::Connect => "the host is down, or a firewall drops packets to it",
+            Self::Proxy => "the proxy cannot reach the host either, or is overloaded",
+            Self::Tls => "the port may not speak TLS, or something in between holds it up",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dns => "address found",
+            Self::Connect => "connection",
+            Self::Proxy => "answer to CONNECT",
+            Self::Tls => "TLS handshake",
+        })
+    }
+}
+
+struct Failures<'a>(&'a [(SocketAddr, io::Error)]);
+
+impl fmt::Display for Failures<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (addr, error)) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { ", " };
+            write!(f, "{separator}{addr}: {error}")?;
+        }
+        Ok(())
+    }
+}
+
+fn in_brackets(body: &str) -> String {
+    if body.is_empty() {
+        String::new()
+    } else {
+        format!(" ({body})")
+    }
+}
+
+fn auth_hint(schemes: &[String], sent: bool) -> &'static str {
+    let has_basic = schemes
+        .iter()
+        .any(|scheme| scheme.eq_ignore_ascii_case("basic"));
+    match (has_basic, sent) {
+        (true, true) => "the user and password in the proxy's URL are not accepted",
+        (true, false) => "put them into the proxy's URL: http://user:password@host:port",
+        (false, _) => "only Basic is supported: have the proxy offer it or let this host through",
+    }
+}
+
+fn tls_hint(error: &io::Error) -> &'static str {
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<TlsError>());
+    match inner {
+        Some(TlsError::InvalidCertificate(certificate)) => match certificate {
+            // A bad signature is a known name with another key: also a CA that we do not know.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "no CA that is trusted here has signed its certificate: if the server, or a proxy \
+                 that inspects TLS, uses a private CA, add that CA to the CA bundle"
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "the server's certificate has expired: renew it, or correct this machine's clock"
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "correct this machine's clock"
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "use a host name that the certificate is for"
+            }
+            _ => "the server needs another certificate",
+        },
+        Some(TlsError::AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnknownCA,
+        )) => "the server wants a client certificate that it trusts",
+        Some(TlsError::AlertReceived(_)) => "the server refused, see its log",
+        Some(TlsError::InvalidMessage(_)) => "that port does not speak TLS: check port and scheme",
+        Some(_) => "see the server's log",
+        None => "the connection was cut: a firewall or proxy may not let TLS through",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn system_errors_have_a_kind() {
+        let kind = |code| DialErrorKind::of(&io::Error::from_raw_os_error(code)).as_str();
+        assert_eq!(kind(111), "refused"); // ECONNREFUSED
+        assert_eq!(kind(110), "timeout"); // ETIMEDOUT
+        assert_eq!(kind(104), "reset"); // ECONNRESET
+        for unreachable in [101, 113, 100, 13, 1] {
+            assert_eq!(kind(unreachable), "unreachable"); // ENETUNREACH, EHOSTUNREACH, ...
+        }
+        for local in [99, 98, 24, 23, 105, 12, 11] {
+            assert_eq!(kind(local), "local_resource", "{local}"); // EADDRNOTAVAIL, EMFILE, ...
+        }
+    }
+
+    #[test]
+    fn the_most_telling_failure_counts() {
+        let failure = |code| {
+            (
+                "[::1]:1".parse().unwrap(),
+                io::Error::from_raw_os_error(code),
+            )
+        };
+        // A host without IPv6 says EADDRNOTAVAIL for ::1; what counts is the answer over IPv4.
+        let failures = vec![failure(99), failure(111), failure(101)];
+        let error = DialError::Connect {
+            to: "localhost:1".into(),
+            failures,
+        };
+        assert_eq!(error.kind(), DialErrorKind::Refused);
+        assert!(
+            error.to_string().contains("nothing listens there"),
+            "{error}"
+        );
+    }
+}
