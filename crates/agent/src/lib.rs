@@ -1,3 +1,5 @@
 //! The premises side: connectors, targets, health.
 
 pub mod config;
+pub mod health;
+pub mod metrics;

@@ -23,7 +23,7 @@ type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
 pub const OTHER: &str = "other";
 
 /// One metric per set of label values. A lookup takes a lock: resolve the handle once, keep it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Vector<M, const N: usize> {
     family: Family<Labels<N>, M, fn() -> M>,
     names: [&'static str; N],
