@@ -5,87 +5,31 @@
 //! the socket, and, when the link can take data, what the socket holds goes to the link. An idle
 //! flow is this structure and a registered socket, nothing more.
 
+mod events;
+mod inward;
+mod outward;
+mod state;
+
 use std::fmt;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Poll, Wake};
 use std::time::Instant;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use nowconnect_proto::flow::{Ending, Side, Step};
-use nowconnect_proto::frame::{Frame, Open};
+use nowconnect_proto::flow::{Ending, Side};
+use nowconnect_proto::frame::Open;
 use nowconnect_proto::{Cid, Flow, FlowId, Reason, Secret};
 use parking_lot::Mutex;
-use tokio::io::AsyncWrite;
+use prometheus_client::metrics::counter::Counter;
 use tokio::net::TcpStream;
-use tokio_util::io::poll_read_buf;
 
-use crate::budget::MOST_WINDOW;
+pub use events::{FlowEvents, Label, Summary};
+pub(crate) use outward::Wants;
+use state::State;
+
 use crate::counters::{Engine, FlowCounters};
 use crate::session::Link;
-
-/// Bytes read from a socket at once at most; also a flow's share of a turn.
-pub(crate) const READ_SIZE: usize = 64 * 1024;
-/// From this size on a read's buffer is kept as it is; smaller reads are copied out of it, so that
-/// a few bytes that wait for their acknowledgement do not keep a large buffer alive.
-const KEEP_FROM: usize = READ_SIZE / 2;
-/// A window that goes through within this time and two round trips is too small, in milliseconds.
-const FAST_WINDOW_MS: u64 = 20;
-
-/// What names a flow in logs and towards the target end.
-#[derive(Clone, Debug)]
-pub struct Label {
-    /// The service.
-    pub connector: Arc<str>,
-    /// The listener that accepted the client; empty when unknown.
-    pub listener: Arc<str>,
-    /// The client's address as `ip:port`; empty when unknown.
-    pub client: Arc<str>,
-}
-
-/// How a flow went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// How it ended.
-    pub ending: Ending,
-    /// Payload bytes that were handed on from client to agent, as far as this end knows.
-    pub bytes_c2a: u64,
-    /// Payload bytes that were handed on from agent to client, as far as this end knows.
-    pub bytes_a2c: u64,
-    /// How long it lived, in milliseconds.
-    pub duration_ms: u64,
-}
-
-impl Summary {
-    /// The reason for logs and metrics.
-    #[must_use]
-    pub fn reason(&self) -> Reason {
-        match self.ending {
-            Ending::Finished => Reason::Finished,
-            Ending::Local(reason) | Ending::Remote(reason) => reason,
-        }
-    }
-}
-
-/// What the owner of flows is told. Calls come from a link's driver, without locks held; they must
-/// not block.
-pub trait FlowEvents: Send + Sync {
-    /// Origin: the target is connected.
-    fn opened(&self, flow: &Arc<SocketFlow>);
-
-    /// Origin: the agent refused before a byte reached a target, and the flow stands as it did
-    /// before it was offered. Returns whether it was offered to another agent; if not, it ends.
-    fn refused(&self, flow: &Arc<SocketFlow>, reason: Reason) -> bool;
-
-    /// The flow's link is gone; the flow waits for another.
-    fn path_lost(&self, flow: &Arc<SocketFlow>);
-
-    /// The flow ended and its socket is closed.
-    fn closed(&self, flow: &Arc<SocketFlow>, summary: Summary);
-}
 
 /// One end of a flow with its socket.
 pub struct SocketFlow {
@@ -105,37 +49,6 @@ pub struct SocketFlow {
     /// When bytes last moved, in milliseconds of the engine's clock.
     active_ms: AtomicU64,
     state: Mutex<State>,
-}
-
-struct State {
-    flow: Flow,
-    socket: Option<TcpStream>,
-    /// Number of the flow on its link, and the epoch it was offered under.
-    id: FlowId,
-    epoch: u64,
-    /// When the path was lost, in milliseconds.
-    detached_ms: Option<u64>,
-    /// When the flow began to wait for credit, in milliseconds.
-    blocked_ms: Option<u64>,
-    /// In its link's list of flows that wait for room to write.
-    waiting: bool,
-    /// In its link's list of flows that owe an acknowledgement.
-    owing: bool,
-    /// What was borrowed from the budget.
-    borrowed: u64,
-    /// What was added to `inbox_bytes`.
-    shown: i64,
-    closed: bool,
-    on_closed: Option<Waker>,
-}
-
-/// What a flow wants after its turn.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Wants {
-    /// Nothing until it is woken.
-    Nothing,
-    /// Another turn: there is more.
-    Turn,
 }
 
 impl SocketFlow {
@@ -416,334 +329,11 @@ impl SocketFlow {
         }
     }
 
-    /// A frame came over `link` for number `id`.
-    pub(crate) fn on_frame(self: &Arc<Self>, link: &Arc<Link>, id: FlowId, frame: Frame) {
-        let now_ms = self.engine.now_ms();
-        let mut state = self.state.lock();
-        if state.id != id || state.closed || !self.is_carried_by(link) {
-            self.engine.counters.epoch_mismatch.inc();
-            return;
-        }
-        if let Frame::Refuse { reason, .. } = frame {
-            drop(state);
-            return self.on_refuse(reason);
-        }
-        let was_opened = state.flow.is_opened();
-        let could_read = state.flow.room() > 0;
-        let result = self.apply(&mut state, frame, now_ms);
-        match result {
-            Ok(()) => self.flush_inbox(&mut state, now_ms, true),
-            Err(reason) => {
-                tracing::debug!(event = "flow_violation", cid = %self.cid, %reason);
-                state.flow.abort(reason);
-            }
-        }
-        let ended = state.flow.ending().is_some();
-        if ended {
-            state.close_socket();
-        }
-        let over = state.flow.is_over();
-        // A socket that could be read before is registered already, or has its turn coming.
-        let turn = state.flow.has_step() || (!could_read && state.flow.room() > 0);
-        let owes = !state.owing && state.flow.owes_ack();
-        state.owing |= owes;
-        let opened = !was_opened && state.flow.is_opened();
-        drop(state);
-        if opened && self.side == Side::Origin {
-            self.events.opened(self);
-        }
-        if over {
-            return self.finish();
-        }
-        if owes {
-            link.owe(self);
-        }
-        if turn {
-            link.ready(self);
-        }
-    }
-
-    fn apply(&self, state: &mut State, frame: Frame, now_ms: u64) -> Result<(), Reason> {
-        let counters = &self.engine.counters;
-        match frame {
-            Frame::Data {
-                offset, payload, ..
-            } => {
-                let accepted = state.flow.on_data(offset, payload)?;
-                if accepted.duplicate > 0 {
-                    counters.dedup_dropped.inc();
-                }
-                if accepted.fresh > 0 {
-                    self.active_ms.store(now_ms, Ordering::Relaxed);
-                    self.received_counter().inc_by(accepted.fresh as u64);
-                }
-                Ok(())
-            }
-            Frame::Credit { acked, limit, .. } => state.flow.on_credit(acked, limit),
-            Frame::Fin { offset, .. } => {
-                counters.fin_recv.inc();
-                state.flow.on_fin(offset)
-            }
-            Frame::OpenAck {
-                received, limit, ..
-            } => {
-                let resumed = state.flow.is_opened();
-                state.flow.on_open_ack(received, limit)?;
-                if resumed {
-                    counters.resumed.inc();
-                }
-                Ok(())
-            }
-            Frame::Rst { reason, .. } => {
-                counters.rst_recv.inc();
-                if reason == Reason::QueueOverflow {
-                    self.counters.queue_overflow.inc();
-                }
-                state.flow.on_rst(reason);
-                Ok(())
-            }
-            _ => Err(Reason::ProtocolError),
-        }
-    }
-
-    fn on_refuse(self: &Arc<Self>, reason: Reason) {
-        self.engine.counters.rst_recv.inc();
-        let offer_again = {
-            let mut state = self.state.lock();
-            match state.flow.on_refuse() {
-                Ok(()) if reason.allows_another_agent() && state.flow.rewind() => true,
-                Ok(()) => {
-                    state.flow.on_rst(reason);
-                    false
-                }
-                Err(violation) => {
-                    state.flow.abort(violation);
-                    false
-                }
-            }
-        };
-        if !offer_again {
-            return self.finish();
-        }
-        self.leave_carrier(None);
-        if !self.events.refused(self, reason) {
-            self.state.lock().flow.on_rst(reason);
-            self.finish();
-        }
-    }
-
     fn is_carried_by(&self, link: &Arc<Link>) -> bool {
         self.carrier
             .lock()
             .as_ref()
             .is_some_and(|carrier| Arc::ptr_eq(carrier, link))
-    }
-
-    /// Gives what arrived to the socket, and tells whether the flow has something for the link.
-    pub(crate) fn turn_in(self: &Arc<Self>, link: &Arc<Link>) -> Wants {
-        let now_ms = self.engine.now_ms();
-        let mut state = self.state.lock();
-        if state.closed || !self.is_carried_by(link) {
-            return Wants::Nothing;
-        }
-        self.flush_inbox(&mut state, now_ms, false);
-        // Whether the socket has bytes is seen when it is read; asking costs nothing when not.
-        Wants::Turn
-    }
-
-    /// Gives the flow its turn on the link: frames first, then bytes of the socket, up to about
-    /// [`READ_SIZE`]. `flush` includes acknowledgements that could wait.
-    pub(crate) fn turn_out(
-        self: &Arc<Self>,
-        link: &Arc<Link>,
-        scratch: &mut BytesMut,
-        flush: bool,
-        put: &mut dyn FnMut(Frame),
-    ) -> Wants {
-        let mut state = self.state.lock();
-        state.waiting = false;
-        if flush {
-            state.owing = false;
-        }
-        if state.closed || !self.is_carried_by(link) {
-            return Wants::Nothing;
-        }
-        let max_payload = link.peer().max_payload;
-        let mut budget = READ_SIZE;
-        let mut wants = Wants::Nothing;
-        loop {
-            while let Some(step) = state.flow.next_step(max_payload, flush) {
-                let n = self.put_step(&mut state, step, put);
-                budget = budget.saturating_sub(n);
-                if budget == 0 {
-                    break;
-                }
-            }
-            if budget == 0 {
-                wants = Wants::Turn;
-                break;
-            }
-            if !self.read_socket(&mut state, scratch, budget) {
-                break;
-            }
-        }
-        if state.flow.ending().is_some() {
-            state.close_socket();
-        }
-        let over = state.flow.is_over();
-        drop(state);
-        if over {
-            self.finish();
-            return Wants::Nothing;
-        }
-        wants
-    }
-
-    fn put_step(&self, state: &mut State, step: Step, put: &mut dyn FnMut(Frame)) -> usize {
-        let id = state.id;
-        let counters = &self.engine.counters;
-        let mut size = 0;
-        put(match step {
-            Step::Open {
-                mode,
-                received,
-                limit,
-            } => Frame::Open {
-                id,
-                open: Box::new(Open {
-                    cid: self.cid,
-                    secret: self.secret,
-                    epoch: state.epoch,
-                    mode,
-                    received,
-                    limit,
-                    connector: self.label.connector.to_string(),
-                    client: self.label.client.to_string(),
-                    listener: self.label.listener.to_string(),
-                }),
-            },
-            Step::OpenAck { received, limit } => Frame::OpenAck {
-                id,
-                received,
-                limit,
-            },
-            Step::Data { offset, payload } => {
-                size = payload.len();
-                Frame::Data {
-                    id,
-                    offset,
-                    payload,
-                }
-            }
-            Step::Credit { acked, limit } => Frame::Credit { id, acked, limit },
-            Step::Fin { offset } => {
-                counters.fin_sent.inc();
-                Frame::Fin { id, offset }
-            }
-            Step::Refuse { reason } => {
-                counters.rst_sent.inc();
-                Frame::Refuse { id, reason }
-            }
-            Step::Rst { reason } => {
-                counters.rst_sent.inc();
-                Frame::Rst { id, reason }
-            }
-        });
-        size
-    }
-
-    /// Reads once from the socket into the flow; false when there is nothing to read now.
-    fn read_socket(
-        self: &Arc<Self>,
-        state: &mut State,
-        scratch: &mut BytesMut,
-        most: usize,
-    ) -> bool {
-        if state.flow.waits_for_allowance() {
-            let grown = state.borrow(&self.engine, state.flow.allowance());
-            state.flow.grow_allowance(grown);
-        }
-        let room = state.flow.room().min(most);
-        if room == 0 {
-            if state.flow.waits_for_credit() && state.blocked_ms.is_none() {
-                state.blocked_ms = Some(self.engine.now_ms());
-            }
-            return false;
-        }
-        self.note_unblocked(state);
-        let Some(socket) = state.socket.as_mut() else {
-            return false;
-        };
-        scratch.clear();
-        scratch.reserve(READ_SIZE);
-        let waker = Waker::from(Arc::clone(self));
-        let mut cx = Context::from_waker(&waker);
-        let mut limited = (&mut *scratch).limit(room);
-        match poll_read_buf(Pin::new(socket), &mut cx, &mut limited) {
-            Poll::Pending => false,
-            Poll::Ready(Ok(0)) => {
-                state.flow.push_fin();
-                true
-            }
-            Poll::Ready(Ok(n)) => {
-                self.active_ms
-                    .store(self.engine.now_ms(), Ordering::Relaxed);
-                self.sent_counter().inc_by(n as u64);
-                state.flow.push(if n >= KEEP_FROM {
-                    scratch.split().freeze()
-                } else {
-                    Bytes::copy_from_slice(scratch)
-                });
-                true
-            }
-            Poll::Ready(Err(error)) => {
-                self.socket_failed(state, &error);
-                true
-            }
-        }
-    }
-
-    /// Gives the socket what the inbox holds. `fresh` says that the last of it still lies in the
-    /// link's read buffer.
-    fn flush_inbox(self: &Arc<Self>, state: &mut State, now_ms: u64, fresh: bool) {
-        let had = state.flow.inbox().len();
-        if (had > 0 || state.flow.fin_due()) && state.socket.is_some() {
-            let waker = Waker::from(Arc::clone(self));
-            let mut cx = Context::from_waker(&waker);
-            if let Poll::Ready(Err(error)) = state.poll_flush(&mut cx) {
-                self.socket_failed(state, &error);
-            }
-            self.enlarge_window(state, now_ms);
-        }
-        let left = state.flow.inbox().len();
-        if left < had {
-            self.active_ms.store(now_ms, Ordering::Relaxed);
-        }
-        if fresh && left > 0 {
-            state.flow.settle();
-        }
-        let shown = i64::try_from(left).unwrap_or(i64::MAX);
-        if shown != state.shown {
-            self.counters.inbox_bytes.inc_by(shown - state.shown);
-            state.shown = shown;
-        }
-    }
-
-    fn enlarge_window(&self, state: &mut State, now_ms: u64) {
-        let rtt_ms = self.carrier.lock().as_ref().map_or(0, |link| link.rtt_ms());
-        if state
-            .flow
-            .window_is_small(now_ms, FAST_WINDOW_MS + 2 * rtt_ms)
-        {
-            let window = state.flow.window();
-            let grown = state.borrow(&self.engine, window.min(MOST_WINDOW.saturating_sub(window)));
-            state.flow.grow_window(grown);
-        }
-    }
-
-    fn socket_failed(&self, state: &mut State, error: &io::Error) {
-        tracing::debug!(event = "socket_failed", cid = %self.cid, %error);
-        state.flow.abort(Reason::SocketReset);
     }
 
     fn note_unblocked(&self, state: &mut State) {
@@ -755,14 +345,14 @@ impl SocketFlow {
         }
     }
 
-    fn received_counter(&self) -> &prometheus_client::metrics::counter::Counter {
+    fn received_counter(&self) -> &Counter {
         match self.side {
             Side::Origin => &self.counters.bytes_a2c,
             Side::Target => &self.counters.bytes_c2a,
         }
     }
 
-    fn sent_counter(&self) -> &prometheus_client::metrics::counter::Counter {
+    fn sent_counter(&self) -> &Counter {
         match self.side {
             Side::Origin => &self.counters.bytes_c2a,
             Side::Target => &self.counters.bytes_a2c,
@@ -810,65 +400,6 @@ impl SocketFlow {
             bytes_c2a,
             bytes_a2c,
             duration_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
-        }
-    }
-}
-
-impl State {
-    fn bind(&mut self, id: FlowId, epoch: u64) {
-        self.id = id;
-        self.epoch = epoch;
-        self.detached_ms = None;
-        self.waiting = false;
-        self.owing = false;
-    }
-
-    fn borrow(&mut self, engine: &Engine, want: u64) -> u64 {
-        let lent = engine.budget.borrow(want);
-        self.borrowed += lent;
-        lent
-    }
-
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(socket) = self.socket.as_mut() else {
-            return Poll::Pending;
-        };
-        while !self.flow.inbox().is_empty() {
-            let mut slices = [IoSlice::new(&[]); 16];
-            let mut count = 0;
-            for (slice, chunk) in slices.iter_mut().zip(self.flow.inbox().chunks()) {
-                *slice = IoSlice::new(chunk);
-                count += 1;
-            }
-            let written = Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..count]);
-            match written {
-                Poll::Ready(Ok(n)) => self.flow.hand_on(n),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        if self.flow.fin_due() {
-            match Pin::new(socket).poll_shutdown(cx) {
-                // The peer of this socket may be gone already; then reading tells.
-                Poll::Ready(_) => self.flow.fin_handed(),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Closes the socket: with a reset unless both directions ended in good order, so that nobody
-    /// takes an abort for an end.
-    fn close_socket(&mut self) {
-        if let Some(socket) = self.socket.take()
-            && !(self.flow.socket_done() || self.flow.ending() == Some(Ending::Finished))
-        {
-            let _ = socket.set_zero_linger();
-        }
-        if self.flow.ending().is_some()
-            && let Some(waker) = self.on_closed.take()
-        {
-            waker.wake();
         }
     }
 }

@@ -1,0 +1,60 @@
+//! What a flow is called, and what its owner is told.
+
+use std::sync::Arc;
+
+use nowconnect_proto::Reason;
+use nowconnect_proto::flow::Ending;
+
+use super::SocketFlow;
+
+/// What names a flow in logs and towards the target end.
+#[derive(Clone, Debug)]
+pub struct Label {
+    /// The service.
+    pub connector: Arc<str>,
+    /// The listener that accepted the client; empty when unknown.
+    pub listener: Arc<str>,
+    /// The client's address as `ip:port`; empty when unknown.
+    pub client: Arc<str>,
+}
+
+/// How a flow went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// How it ended.
+    pub ending: Ending,
+    /// Payload bytes that were handed on from client to agent, as far as this end knows.
+    pub bytes_c2a: u64,
+    /// Payload bytes that were handed on from agent to client, as far as this end knows.
+    pub bytes_a2c: u64,
+    /// How long it lived, in milliseconds.
+    pub duration_ms: u64,
+}
+
+impl Summary {
+    /// The reason for logs and metrics.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self.ending {
+            Ending::Finished => Reason::Finished,
+            Ending::Local(reason) | Ending::Remote(reason) => reason,
+        }
+    }
+}
+
+/// What the owner of flows is told. Calls come from a link's driver, without locks held; they must
+/// not block.
+pub trait FlowEvents: Send + Sync {
+    /// Origin: the target is connected.
+    fn opened(&self, flow: &Arc<SocketFlow>);
+
+    /// Origin: the agent refused before a byte reached a target, and the flow stands as it did
+    /// before it was offered. Returns whether it was offered to another agent; if not, it ends.
+    fn refused(&self, flow: &Arc<SocketFlow>, reason: Reason) -> bool;
+
+    /// The flow's link is gone; the flow waits for another.
+    fn path_lost(&self, flow: &Arc<SocketFlow>);
+
+    /// The flow ended and its socket is closed.
+    fn closed(&self, flow: &Arc<SocketFlow>, summary: Summary);
+}

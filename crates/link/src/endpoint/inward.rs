@@ -1,0 +1,178 @@
+//! From the link to the socket.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+
+use nowconnect_proto::flow::Side;
+use nowconnect_proto::{FlowId, Frame, Reason};
+
+use super::SocketFlow;
+use super::state::State;
+use crate::budget::MOST_WINDOW;
+use crate::session::Link;
+
+/// A window that goes through within this time and two round trips is too small, in milliseconds.
+const FAST_WINDOW_MS: u64 = 20;
+
+impl SocketFlow {
+    /// A frame came over `link` for number `id`.
+    pub(crate) fn on_frame(self: &Arc<Self>, link: &Arc<Link>, id: FlowId, frame: Frame) {
+        let now_ms = self.engine.now_ms();
+        let mut state = self.state.lock();
+        if state.id != id || state.closed || !self.is_carried_by(link) {
+            self.engine.counters.epoch_mismatch.inc();
+            return;
+        }
+        if let Frame::Refuse { reason, .. } = frame {
+            drop(state);
+            return self.on_refuse(reason);
+        }
+        let was_opened = state.flow.is_opened();
+        let could_read = state.flow.room() > 0;
+        let result = self.apply(&mut state, frame, now_ms);
+        match result {
+            Ok(()) => self.flush_inbox(&mut state, now_ms, true),
+            Err(reason) => {
+                tracing::debug!(event = "flow_violation", cid = %self.cid, %reason);
+                state.flow.abort(reason);
+            }
+        }
+        let ended = state.flow.ending().is_some();
+        if ended {
+            state.close_socket();
+        }
+        let over = state.flow.is_over();
+        // A socket that could be read before is registered already, or has its turn coming.
+        let turn = state.flow.has_step() || (!could_read && state.flow.room() > 0);
+        let owes = !state.owing && state.flow.owes_ack();
+        state.owing |= owes;
+        let opened = !was_opened && state.flow.is_opened();
+        drop(state);
+        if opened && self.side == Side::Origin {
+            self.events.opened(self);
+        }
+        if over {
+            return self.finish();
+        }
+        if owes {
+            link.owe(self);
+        }
+        if turn {
+            link.ready(self);
+        }
+    }
+
+    fn apply(&self, state: &mut State, frame: Frame, now_ms: u64) -> Result<(), Reason> {
+        let counters = &self.engine.counters;
+        match frame {
+            Frame::Data {
+                offset, payload, ..
+            } => {
+                let accepted = state.flow.on_data(offset, payload)?;
+                if accepted.duplicate > 0 {
+                    counters.dedup_dropped.inc();
+                }
+                if accepted.fresh > 0 {
+                    self.active_ms.store(now_ms, Ordering::Relaxed);
+                    self.received_counter().inc_by(accepted.fresh as u64);
+                }
+                Ok(())
+            }
+            Frame::Credit { acked, limit, .. } => state.flow.on_credit(acked, limit),
+            Frame::Fin { offset, .. } => {
+                counters.fin_recv.inc();
+                state.flow.on_fin(offset)
+            }
+            Frame::OpenAck {
+                received, limit, ..
+            } => {
+                let resumed = state.flow.is_opened();
+                state.flow.on_open_ack(received, limit)?;
+                if resumed {
+                    counters.resumed.inc();
+                }
+                Ok(())
+            }
+            Frame::Rst { reason, .. } => {
+                counters.rst_recv.inc();
+                if reason == Reason::QueueOverflow {
+                    self.counters.queue_overflow.inc();
+                }
+                state.flow.on_rst(reason);
+                Ok(())
+            }
+            _ => Err(Reason::ProtocolError),
+        }
+    }
+
+    fn on_refuse(self: &Arc<Self>, reason: Reason) {
+        self.engine.counters.rst_recv.inc();
+        let offer_again = {
+            let mut state = self.state.lock();
+            match state.flow.on_refuse() {
+                Ok(()) if reason.allows_another_agent() && state.flow.rewind() => true,
+                Ok(()) => {
+                    state.flow.on_rst(reason);
+                    false
+                }
+                Err(violation) => {
+                    state.flow.abort(violation);
+                    false
+                }
+            }
+        };
+        if !offer_again {
+            return self.finish();
+        }
+        self.leave_carrier(None);
+        if !self.events.refused(self, reason) {
+            self.state.lock().flow.on_rst(reason);
+            self.finish();
+        }
+    }
+
+    /// Gives the socket what the inbox holds. `fresh` says that the last of it still lies in the
+    /// link's read buffer.
+    pub(super) fn flush_inbox(self: &Arc<Self>, state: &mut State, now_ms: u64, fresh: bool) {
+        let had = state.flow.inbox().len();
+        if (had > 0 || state.flow.fin_due()) && state.socket.is_some() {
+            let waker = Waker::from(Arc::clone(self));
+            let mut cx = Context::from_waker(&waker);
+            if let Poll::Ready(Err(error)) = state.poll_flush(&mut cx) {
+                self.socket_failed(state, &error);
+            }
+            self.enlarge_window(state, now_ms);
+        }
+        let left = state.flow.inbox().len();
+        if left < had {
+            self.active_ms.store(now_ms, Ordering::Relaxed);
+        }
+        if fresh && left > 0 {
+            state.flow.settle();
+        }
+        let shown = i64::try_from(left).unwrap_or(i64::MAX);
+        if shown != state.shown {
+            self.counters.inbox_bytes.inc_by(shown - state.shown);
+            state.shown = shown;
+        }
+    }
+
+    fn enlarge_window(&self, state: &mut State, now_ms: u64) {
+        let rtt_ms = self.carrier.lock().as_ref().map_or(0, |link| link.rtt_ms());
+        if state
+            .flow
+            .window_is_small(now_ms, FAST_WINDOW_MS + 2 * rtt_ms)
+        {
+            let window = state.flow.window();
+            let grown = state.borrow(&self.engine, window.min(MOST_WINDOW.saturating_sub(window)));
+            state.flow.grow_window(grown);
+        }
+    }
+
+    pub(super) fn socket_failed(&self, state: &mut State, error: &io::Error) {
+        tracing::debug!(event = "socket_failed", cid = %self.cid, %error);
+        state.flow.abort(Reason::SocketReset);
+    }
+}

@@ -1,0 +1,93 @@
+//! What a flow's lock protects.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use nowconnect_proto::flow::Ending;
+use nowconnect_proto::{Flow, FlowId};
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+
+use crate::counters::Engine;
+
+pub(super) struct State {
+    pub(super) flow: Flow,
+    pub(super) socket: Option<TcpStream>,
+    /// Number of the flow on its link, and the epoch it was offered under.
+    pub(super) id: FlowId,
+    pub(super) epoch: u64,
+    /// When the path was lost, in milliseconds.
+    pub(super) detached_ms: Option<u64>,
+    /// When the flow began to wait for credit, in milliseconds.
+    pub(super) blocked_ms: Option<u64>,
+    /// In its link's list of flows that wait for room to write.
+    pub(super) waiting: bool,
+    /// In its link's list of flows that owe an acknowledgement.
+    pub(super) owing: bool,
+    /// What was borrowed from the budget.
+    pub(super) borrowed: u64,
+    /// What was added to `inbox_bytes`.
+    pub(super) shown: i64,
+    pub(super) closed: bool,
+    pub(super) on_closed: Option<Waker>,
+}
+
+impl State {
+    pub(super) fn bind(&mut self, id: FlowId, epoch: u64) {
+        self.id = id;
+        self.epoch = epoch;
+        self.detached_ms = None;
+        self.waiting = false;
+        self.owing = false;
+    }
+
+    pub(super) fn borrow(&mut self, engine: &Engine, want: u64) -> u64 {
+        let lent = engine.budget.borrow(want);
+        self.borrowed += lent;
+        lent
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(socket) = self.socket.as_mut() else {
+            return Poll::Pending;
+        };
+        while !self.flow.inbox().is_empty() {
+            let mut slices = [IoSlice::new(&[]); 16];
+            let mut count = 0;
+            for (slice, chunk) in slices.iter_mut().zip(self.flow.inbox().chunks()) {
+                *slice = IoSlice::new(chunk);
+                count += 1;
+            }
+            let written = Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..count]);
+            match written {
+                Poll::Ready(Ok(n)) => self.flow.hand_on(n),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        if self.flow.fin_due() {
+            match Pin::new(socket).poll_shutdown(cx) {
+                // The peer of this socket may be gone already; then reading tells.
+                Poll::Ready(_) => self.flow.fin_handed(),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Closes the socket: with a reset unless both directions ended in good order, so that nobody
+    /// takes an abort for an end.
+    pub(super) fn close_socket(&mut self) {
+        if let Some(socket) = self.socket.take()
+            && !(self.flow.socket_done() || self.flow.ending() == Some(Ending::Finished))
+        {
+            let _ = socket.set_zero_linger();
+        }
+        if self.flow.ending().is_some()
+            && let Some(waker) = self.on_closed.take()
+        {
+            waker.wake();
+        }
+    }
+}
