@@ -1,0 +1,251 @@
+//! The frame codec: golden bytes, round trips, and input that is mangled or hostile.
+
+#![allow(clippy::expect_used, clippy::panic)]
+
+use bytes::{Bytes, BytesMut};
+use nowconnect_proto::frame::{self, Frame, FrameError, MAX_JSON_BODY, Open, OpenMode};
+use nowconnect_proto::{Cid, FlowId, Reason, Secret};
+use proptest::prelude::*;
+
+const MAX_PAYLOAD: usize = 65_536;
+const ID: FlowId = FlowId(0x0102_0304);
+
+fn encoded(frame: &Frame) -> Bytes {
+    let mut out = BytesMut::new();
+    frame.encode(&mut out);
+    out.freeze()
+}
+
+fn decoded(bytes: &[u8]) -> Result<Option<Frame>, FrameError> {
+    frame::decode(&mut Bytes::copy_from_slice(bytes), MAX_PAYLOAD)
+}
+
+fn open(mode: OpenMode) -> Frame {
+    Frame::Open {
+        id: ID,
+        open: Box::new(Open {
+            cid: Cid([0xC1; 16]),
+            secret: Secret([0x5E; 16]),
+            epoch: 7,
+            mode,
+            received: 8,
+            limit: 9,
+            connector: "ldap".into(),
+            client: "192.0.2.1:5".into(),
+            listener: "l1".into(),
+        }),
+    }
+}
+
+#[test]
+fn the_bytes_are_those_of_the_specification() {
+    let golden: &[(Frame, &str)] = &[
+        (
+            Frame::Hello(Bytes::from_static(b"{}")),
+            "000002 01 00 00000000 7b7d",
+        ),
+        (
+            Frame::HelloAck(Bytes::from_static(b"{}")),
+            "000002 02 00 00000000 7b7d",
+        ),
+        (
+            Frame::Update(Bytes::from_static(b"{}")),
+            "000002 03 00 00000000 7b7d",
+        ),
+        (
+            Frame::UpdateAck(Bytes::from_static(b"{}")),
+            "000002 04 00 00000000 7b7d",
+        ),
+        (
+            Frame::Token(Bytes::from_static(b"{}")),
+            "000002 05 00 00000000 7b7d",
+        ),
+        (
+            Frame::TokenAck(Bytes::from_static(b"{}")),
+            "000002 06 00 00000000 7b7d",
+        ),
+        (Frame::Ping(1), "000008 07 00 00000000 0000000000000001"),
+        (Frame::Pong(1), "000008 08 00 00000000 0000000000000001"),
+        (
+            Frame::GoAway {
+                reason: Reason::Draining,
+                deadline_ms: 30_000,
+            },
+            "000006 09 00 00000000 0060 00007530",
+        ),
+        (
+            Frame::OpenAck {
+                id: ID,
+                received: 2,
+                limit: 3,
+            },
+            "000010 11 00 01020304 0000000000000002 0000000000000003",
+        ),
+        (
+            Frame::Refuse {
+                id: ID,
+                reason: Reason::ConnectFailed,
+            },
+            "000002 12 00 01020304 0010",
+        ),
+        (
+            Frame::Data {
+                id: ID,
+                offset: 5,
+                payload: Bytes::from_static(b"hi"),
+            },
+            "00000a 13 00 01020304 0000000000000005 6869",
+        ),
+        (
+            Frame::Fin { id: ID, offset: 7 },
+            "000008 14 00 01020304 0000000000000007",
+        ),
+        (
+            Frame::Credit {
+                id: ID,
+                acked: 2,
+                limit: 3,
+            },
+            "000010 15 00 01020304 0000000000000002 0000000000000003",
+        ),
+        (
+            Frame::Rst {
+                id: ID,
+                reason: Reason::SocketReset,
+            },
+            "000002 16 00 01020304 0020",
+        ),
+        (
+            open(OpenMode::ResumeOrNew),
+            "000050 10 03 01020304 c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e \
+             0000000000000007 0000000000000008 0000000000000009 04 6c646170 \
+             01 000b 3139322e302e322e313a35 02 0002 6c31",
+        ),
+    ];
+    for (frame, hex) in golden {
+        let expected: String = hex.split_whitespace().collect();
+        let actual: String = encoded(frame)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(actual, expected, "{}", frame.name());
+        let back = decoded(&encoded(frame)).expect("decodes").expect("a frame");
+        assert_eq!(encoded(&back), encoded(frame), "{}", frame.name());
+    }
+}
+
+#[test]
+fn every_open_mode_survives() {
+    for mode in [OpenMode::New, OpenMode::Resume, OpenMode::ResumeOrNew] {
+        let Some(Frame::Open { open, .. }) = decoded(&encoded(&open(mode))).expect("decodes")
+        else {
+            panic!("no OPEN");
+        };
+        assert_eq!(open.mode, mode);
+        assert_eq!(
+            (open.client.as_str(), open.listener.as_str()),
+            ("192.0.2.1:5", "l1")
+        );
+    }
+}
+
+#[test]
+fn what_a_newer_peer_adds_is_skipped() {
+    let mut bytes = BytesMut::new();
+    // An unknown type on the link and one on a flow, unknown flags, and bytes behind known fields.
+    bytes.extend_from_slice(&[0, 0, 3, 0x7f, 0, 0, 0, 0, 0, 1, 2, 3]);
+    bytes.extend_from_slice(&[0, 0, 0, 0x80, 0xff, 0, 0, 0, 9]);
+    bytes.extend_from_slice(&[
+        0, 0, 9, 0x14, 0xff, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 7, 0xee,
+    ]);
+    let frame = decoded(&bytes).expect("decodes").expect("a frame");
+    assert!(
+        matches!(frame, Frame::Fin { id: ID, offset: 7 }),
+        "{frame:?}"
+    );
+}
+
+#[test]
+fn an_unknown_option_of_open_is_skipped_and_too_many_are_refused() {
+    let mut bytes = BytesMut::from(encoded(&open(OpenMode::New)).as_ref());
+    let known = bytes.len();
+    bytes.extend_from_slice(&[0x63, 0, 2, 1, 2]);
+    bytes[2] = u8::try_from(bytes.len() - frame::HEADER_LEN).expect("short");
+    assert!(decoded(&bytes).expect("decodes").is_some());
+    bytes.truncate(known);
+    for _ in 0..frame::MAX_OPTIONS {
+        bytes.extend_from_slice(&[0x63, 0, 0]);
+    }
+    bytes[2] = u8::try_from(bytes.len() - frame::HEADER_LEN).expect("short");
+    assert!(matches!(decoded(&bytes), Err(FrameError::Malformed { .. })));
+}
+
+#[test]
+fn limits_are_judged_by_the_header_alone() {
+    let data = |len: usize| {
+        let len = u32::try_from(len).expect("short").to_be_bytes();
+        vec![len[1], len[2], len[3], 0x13, 0, 0, 0, 0, 1]
+    };
+    assert_eq!(
+        decoded(&data(MAX_PAYLOAD + 8)).err(),
+        Some(FrameError::Truncated)
+    );
+    assert_eq!(
+        decoded(&data(MAX_PAYLOAD + 9)).err(),
+        Some(FrameError::TooLong {
+            kind: 0x13,
+            len: MAX_PAYLOAD + 9
+        })
+    );
+    let hello = [1, 0, 1, 0x01, 0, 0, 0, 0, 0];
+    assert_eq!(
+        decoded(&hello).err(),
+        Some(FrameError::TooLong {
+            kind: 0x01,
+            len: MAX_JSON_BODY + 1
+        })
+    );
+}
+
+#[test]
+fn a_frame_belongs_to_the_link_or_to_a_flow() {
+    for kind in 0x01..=0x09 {
+        let bytes = [0, 0, 8, kind, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(
+            decoded(&bytes).err(),
+            Some(FrameError::WrongFlow { kind, id: 1 })
+        );
+    }
+    for kind in 0x10..=0x16 {
+        let bytes = [0, 0, 8, kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(
+            decoded(&bytes).err(),
+            Some(FrameError::WrongFlow { kind, id: 0 })
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    #[test]
+    fn no_bytes_make_the_decoder_panic_or_stand_still(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let mut message = Bytes::from(bytes);
+        let mut left = message.len();
+        while let Ok(Some(_)) = frame::decode(&mut message, MAX_PAYLOAD) {
+            prop_assert!(message.len() < left);
+            left = message.len();
+        }
+    }
+
+    #[test]
+    fn a_mangled_frame_is_an_error_or_another_frame(at in 0usize..80, bit in 0u8..8, cut in 0usize..90) {
+        let mut bytes = encoded(&open(OpenMode::New)).to_vec();
+        let at = at % bytes.len();
+        bytes[at] ^= 1 << bit;
+        bytes.truncate(cut);
+        if let Ok(Some(frame)) = decoded(&bytes) {
+            prop_assert!(decoded(&encoded(&frame)).is_ok());
+        }
+    }
+}
