@@ -249,3 +249,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_specification_lists_every_reason() {
+    let specification = include_str!("../../../docs/protocol.md");
+    for reason in Reason::ALL {
+        let row = format!("| {} | `{}` |", reason.code(), reason.name());
+        assert!(specification.contains(&row), "docs/protocol.md lacks {row}");
+    }
+}
