@@ -260,7 +260,7 @@ async fn bad_requests_are_answered_and_the_connection_closed() {
         );
         assert!(answer.contains("connection: close"), "{answer}");
         assert!(
-            answer.contains(&format!("\r\n\r\n{reason}: ")),
+            answer.contains(&format!("\"error\":\"{reason}\"")),
             "{request}{answer}"
         );
         assert_eq!(answer.matches("http/1.1").count(), 1, "{answer}");
@@ -293,7 +293,7 @@ async fn refusals_reach_the_client_typed() {
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(reason.as_deref(), Some("draining"));
             assert_eq!(retry_after, Some(Duration::from_secs(7)));
-            assert_eq!(body, "draining: move on");
+            assert_eq!(body, r#"{"error":"draining","detail":"move on"}"#);
         }
         other => panic!("{other}"),
     }

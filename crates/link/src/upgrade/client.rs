@@ -45,7 +45,7 @@ pub enum UpgradeError {
     Refused {
         /// HTTP status.
         status: StatusCode,
-        /// The server's reason code: the word before the first colon of the body.
+        /// The server's reason code: `error` in its JSON body.
         reason: Option<String>,
         /// The body, shortened to one line.
         body: String,
@@ -173,12 +173,10 @@ fn host(uri: &Uri) -> Result<String, UpgradeError> {
 }
 
 fn refused(head: &Head, body: String) -> UpgradeError {
-    let reason = body.split_once(':').map(|(word, _)| word).filter(|word| {
-        !word.is_empty()
-            && word
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
-    });
+    let answer: Option<serde_json::Value> = serde_json::from_str(&body).ok();
+    let reason = answer
+        .as_ref()
+        .and_then(|answer| answer.get("error")?.as_str());
     UpgradeError::Refused {
         status: head.status,
         reason: reason.map(str::to_owned),

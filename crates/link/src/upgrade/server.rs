@@ -228,17 +228,19 @@ impl Refusal {
         self.reason
     }
 
-    /// The answer: `reason: detail` as text, and `Connection: close`.
+    /// The answer: `{"error": reason, "detail": detail}` and `Connection: close`.
     #[must_use]
     pub fn into_response(self) -> Response<Full<Bytes>> {
-        let body = format!("{}: {}\n", self.reason, self.detail);
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        let (error, detail) = (quoted(self.reason), quoted(&self.detail));
+        let body = format!(r#"{{"error":{error},"detail":{detail}}}"#);
         let mut response = Response::new(Full::from(body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.extend(self.headers);
         headers.insert(
             header::CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; charset=utf-8"),
+            HeaderValue::from_static("application/json"),
         );
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         if self.status == StatusCode::UNAUTHORIZED {
