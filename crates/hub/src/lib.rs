@@ -2,6 +2,13 @@
 
 pub mod auth;
 pub mod config;
+mod forwarded;
+pub mod hub;
+pub mod listener;
 pub mod metrics;
 pub mod policy;
 pub mod registry;
+pub mod reload;
+pub mod router;
+pub mod server;
+pub mod tunnels;

@@ -78,6 +78,21 @@ impl Door {
         }
     }
 
+    /// The door of the same address under another name or to another connector. Those who came
+    /// through the old one count for the limit of the new one.
+    pub fn successor(&self, config: ListenerConfig, metrics: &Metrics) -> Self {
+        Self {
+            held: self.held.clone(),
+            ..Self::new(config, metrics)
+        }
+    }
+
+    /// Whether both have one address and lead to one connector, so that a flow of the one may go on
+    /// under the other.
+    pub fn leads_like(&self, other: &Self) -> bool {
+        self.connector == other.connector && self.rules.load().bind == other.rules.load().bind
+    }
+
     /// The configuration in force.
     pub fn config(&self) -> Arc<ListenerConfig> {
         self.rules.load_full()

@@ -1,5 +1,6 @@
 //! Metrics of listeners and flows, by connector.
 
+use nowconnect_link::counters::FlowCounters;
 use nowconnect_link::metrics::{Catalog, SecondsCounter, Vector};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -242,6 +243,16 @@ impl ConnectorMetrics {
     /// Connections turned away for this reason.
     pub fn error(&self, kind: ListenerError) -> &Counter {
         &self.errors[kind as usize]
+    }
+
+    /// The handles that the flow engine counts with.
+    pub fn flow_counters(&self) -> FlowCounters {
+        FlowCounters {
+            bytes_c2a: self.bytes_c2a.clone(),
+            bytes_a2c: self.bytes_a2c.clone(),
+            inbox_bytes: self.queue_size.clone(),
+            queue_overflow: self.queue_overflow[0].clone(),
+        }
     }
 
     /// Flows reset because the queue towards the client was full.

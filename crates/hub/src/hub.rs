@@ -1,0 +1,389 @@
+//! A running hub: everything is bound before anything is served, and ended in a stated order.
+
+mod background;
+mod identity;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nowconnect_link::budget::Budget;
+use nowconnect_link::counters::{Engine, EngineCounters};
+use nowconnect_link::tasks::Tasks;
+use nowconnect_link::tls::{ClientAuth, Identity, LiveServerConfig, ServerFiles, TlsError};
+use nowconnect_proto::Reason;
+use nowconnect_settings::LogLevel;
+use parking_lot::Mutex;
+use tokio::time::timeout;
+
+use crate::config::{FapiMode, HubConfig, ListenerConfig, ServerTls};
+use crate::listener::{self, BindError, Listener};
+use crate::metrics::Metrics;
+use crate::policy::{Door, Policy};
+use crate::registry::Embedded;
+use crate::reload::{ListenerChanges, needs_restart};
+use crate::router::Router;
+use crate::server::{self, Doorman, Health, Stage, Surface};
+use crate::tunnels::{Gate, Tunnels};
+
+use identity::KeyKeeper;
+
+/// How long resets may take to reach agents when the drain is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long tasks may take to end after they were told to.
+const WIND_DOWN: Duration = Duration::from_secs(5);
+
+/// Why a hub does not start, or does not take a new configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// A port.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A certificate or key.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
+    /// A key asks for what this build cannot do; going on without would be less secure.
+    #[error("{0} is not available in this build; remove it")]
+    Unavailable(&'static str),
+}
+
+/// Puts another log level in force.
+pub type LogLevelHook = Box<dyn Fn(LogLevel) + Send + Sync>;
+
+/// Where a hub listens, with the ports that the system chose where 0 was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addresses {
+    /// `/tunnel` and the rest of the HTTP surface.
+    pub tunnel: SocketAddr,
+    /// The second port for metrics and health.
+    pub metrics: Option<SocketAddr>,
+    /// The listeners by name.
+    pub listeners: Vec<(String, SocketAddr)>,
+}
+
+/// A hub that serves. Dropping it without [`Hub::drain`] or [`Hub::stop`] leaves its tasks running.
+pub struct Hub {
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    policy: Arc<Policy>,
+    tunnels: Arc<Tunnels>,
+    router: Arc<Router>,
+    keys: KeyKeeper,
+    tls: Option<Arc<LiveServerConfig>>,
+    config: tokio::sync::Mutex<HubConfig>,
+    listeners: Mutex<Vec<Listener>>,
+    http: (SocketAddr, Option<SocketAddr>),
+    set_log_level: LogLevelHook,
+    tasks: Tasks,
+}
+
+/// What is bound and not yet served.
+struct Ports {
+    tunnel: server::Bound,
+    metrics: Option<server::Bound>,
+    listeners: Vec<listener::Bound>,
+}
+
+impl Ports {
+    fn bind(config: &HubConfig, metrics: &Metrics) -> Result<Self, BindError> {
+        let second = config.observability.metrics_port;
+        let second = second.map(|port| SocketAddr::new(config.tunnel.bind.ip(), port));
+        Ok(Self {
+            tunnel: server::Bound::new("tunnel", config.tunnel.bind)?,
+            metrics: second
+                .map(|at| server::Bound::new("observability.metrics_port", at))
+                .transpose()?,
+            listeners: bind_all(&config.listeners, metrics)?,
+        })
+    }
+}
+
+fn bind_all(
+    listeners: &[ListenerConfig],
+    metrics: &Metrics,
+) -> Result<Vec<listener::Bound>, BindError> {
+    let doors = listeners
+        .iter()
+        .map(|config| Arc::new(Door::new(config.clone(), metrics)));
+    doors.map(listener::Bound::new).collect()
+}
+
+impl Hub {
+    /// Binds everything, then serves. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Nothing is left bound or running.
+    pub async fn start(config: HubConfig, set_log_level: LogLevelHook) -> Result<Self, HubError> {
+        refuse_unavailable(&config)?;
+        let metrics = Metrics::new();
+        let ports = Ports::bind(&config, &metrics)?;
+        let tls = config
+            .tunnel
+            .tls
+            .as_ref()
+            .map(|tls| LiveServerConfig::load(files(tls)));
+        let tls = tls.transpose()?.map(Arc::new);
+        let tasks = Tasks::new();
+        let keys = KeyKeeper::new(&config.security, tasks.clone())?;
+
+        let health = Arc::new(Health::new(config.ha.mode));
+        let policy = Arc::new(Policy::new(&config));
+        let engine = Arc::new(engine(&config, &metrics));
+        let gate = Gate::new(
+            keys.verifier(&config.security),
+            &config.security,
+            metrics.clone(),
+        );
+        let registry = Arc::new(Embedded::default());
+        let tunnels = Tunnels::new(
+            &config,
+            gate,
+            registry,
+            engine.clone(),
+            metrics.clone(),
+            tasks.clone(),
+        );
+        let router = Router::new(tunnels.clone(), engine.clone());
+        let hub = Self {
+            http: (
+                ports.tunnel.address(),
+                ports.metrics.as_ref().map(server::Bound::address),
+            ),
+            config: tokio::sync::Mutex::new(config),
+            listeners: Mutex::default(),
+            metrics,
+            health,
+            policy,
+            tunnels,
+            router,
+            keys,
+            tls,
+            set_log_level,
+            tasks,
+        };
+        hub.show(&engine).await;
+        hub.serve(ports);
+        Ok(hub)
+    }
+
+    fn serve(&self, ports: Ports) {
+        let main = self.surface(Some(self.tunnels.clone()));
+        Doorman::new(main, self.tls.clone(), &self.tasks).open(ports.tunnel);
+        if let Some(port) = ports.metrics {
+            Doorman::new(self.surface(None), None, &self.tasks).open(port);
+        }
+        let open = ports.listeners.into_iter().map(|bound| self.open(bound));
+        self.listeners.lock().extend(open);
+        self.tend();
+        self.health.enter(Stage::Ready);
+        tracing::info!(event = "hub_started", address = %self.http.0, tls = self.tls.is_some());
+    }
+
+    fn surface(&self, tunnels: Option<Arc<Tunnels>>) -> Arc<Surface> {
+        let (metrics, health) = (self.metrics.clone(), self.health.clone());
+        Arc::new(Surface {
+            metrics,
+            health,
+            tunnels,
+        })
+    }
+
+    fn open(&self, bound: listener::Bound) -> Listener {
+        bound.start(&self.policy, &self.router, &self.tasks)
+    }
+
+    /// Where it listens now.
+    pub fn addresses(&self) -> Addresses {
+        let listeners = self.listeners.lock();
+        let named = listeners
+            .iter()
+            .map(|one| (one.door().name.to_string(), one.address()));
+        Addresses {
+            tunnel: self.http.0,
+            metrics: self.http.1,
+            listeners: named.collect(),
+        }
+    }
+
+    /// What it measures.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Whether it wants traffic.
+    pub fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+
+    /// Its agents.
+    pub fn tunnels(&self) -> &Arc<Tunnels> {
+        &self.tunnels
+    }
+
+    /// Its flows.
+    pub fn router(&self) -> &Arc<Router> {
+        &self.router
+    }
+
+    /// The configuration in force.
+    pub async fn config(&self) -> HubConfig {
+        self.config.lock().await.clone()
+    }
+
+    /// Puts a new configuration in force, as a whole or not at all. Returns the keys whose new
+    /// values wait for the next start. Flows that may still exist go on.
+    ///
+    /// # Errors
+    /// A new port is taken, or a certificate does not load; nothing has changed.
+    pub async fn reload(&self, new: HubConfig) -> Result<Vec<&'static str>, HubError> {
+        let mut config = self.config.lock().await;
+        match self.apply(&config, &new) {
+            Ok(waiting) => {
+                *config = new;
+                self.metrics.tunnels.config_reloads.with(["applied"]).inc();
+                tracing::info!(
+                    event = "config_reloaded",
+                    needs_restart = %waiting.join(", "),
+                    audit = true,
+                );
+                Ok(waiting)
+            }
+            Err(error) => {
+                self.reject_reload(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Counts and logs a new configuration that was found invalid before it got here.
+    pub fn reject_reload(&self, error: &dyn fmt::Display) {
+        self.metrics.tunnels.config_reloads.with(["rejected"]).inc();
+        tracing::error!(event = "config_rejected", %error, audit = true);
+    }
+
+    fn apply(&self, old: &HubConfig, new: &HubConfig) -> Result<Vec<&'static str>, HubError> {
+        refuse_unavailable(new)?;
+        let changes = ListenerChanges::between(&old.listeners, &new.listeners);
+        let bound = bind_all(&changes.opened, &self.metrics)?;
+        let keys = self.keys.prepare(&new.security)?;
+        if let (Some(live), Some(files)) = (&self.tls, &new.tunnel.tls) {
+            live.replace(self::files(files))?;
+        }
+        // Nothing fails from here on.
+        self.keys.commit(keys);
+        self.policy.set_rules(new);
+        self.tunnels.set_terms(new);
+        self.tunnels
+            .gate()
+            .set_rules(self.keys.verifier(&new.security), &new.security);
+        self.health.set_mode(new.ha.mode);
+        self.metrics.mesh.set_mode(new.ha.mode.as_str());
+        (self.set_log_level)(new.observability.log_level);
+        self.change_listeners(changes, bound);
+        Ok(needs_restart(old, new))
+    }
+
+    fn change_listeners(&self, changes: ListenerChanges, bound: Vec<listener::Bound>) {
+        let doors: Vec<_> = {
+            let mut listeners = self.listeners.lock();
+            listeners.retain(|one| !changes.closed.contains(&one.door().config().bind));
+            for config in changes.altered {
+                let same = |one: &&Listener| one.door().config().bind == config.bind;
+                if let Some(listener) = listeners.iter().find(same) {
+                    listener.alter(config, &self.metrics);
+                }
+            }
+            listeners.extend(bound.into_iter().map(|bound| self.open(bound)));
+            listeners.iter().map(Listener::door).collect()
+        };
+        self.router.enforce(&self.policy, &doors);
+    }
+
+    /// Lets flows end, moves agents elsewhere, and stops. Takes up to `limits.drain_timeout_sec`
+    /// and a few seconds.
+    pub async fn drain(&self) {
+        let grace = self.config.lock().await.limits.drain_timeout;
+        self.health.enter(Stage::Draining);
+        tracing::info!(
+            event = "drain_started",
+            flows = self.router.count(),
+            agents = self.tunnels.directory().agents(),
+            timeout_ms = grace.as_millis() as u64,
+            audit = true,
+        );
+        self.listeners.lock().clear();
+        self.tunnels.send_away(Reason::Draining, grace);
+        let finished = timeout(grace, self.router.idle()).await.is_ok();
+        tracing::info!(
+            event = "drain_ended",
+            finished,
+            flows = self.router.count(),
+            audit = true
+        );
+        self.stop().await;
+    }
+
+    /// Ends now: flows are reset, tunnels closed.
+    pub async fn stop(&self) {
+        self.health.enter(Stage::Draining);
+        self.listeners.lock().clear();
+        self.router.end(|_| Some(Reason::Shutdown));
+        let _ = timeout(LAST_WORDS, self.router.idle()).await;
+        self.tunnels.close(Reason::Shutdown);
+        self.tasks.shutdown(WIND_DOWN).await;
+    }
+}
+
+/// Refuses keys that would be obeyed only in part.
+fn refuse_unavailable(config: &HubConfig) -> Result<(), HubError> {
+    if config.security.fapi_mode == FapiMode::Dpop {
+        return Err(HubError::Unavailable("security.fapi_mode: 2"));
+    }
+    if config.pdp.is_some() {
+        return Err(HubError::Unavailable("pdp.url"));
+    }
+    Ok(())
+}
+
+fn files(tls: &ServerTls) -> ServerFiles {
+    let identity = Identity {
+        cert_file: tls.cert_file.clone(),
+        key_file: tls.key_file.clone(),
+    };
+    let client_auth = match &tls.client_ca {
+        // Agents prove themselves with a token; a certificate comes on top where one is demanded.
+        Some(ca) => ClientAuth::Required(ca.clone()),
+        None => ClientAuth::Off,
+    };
+    ServerFiles {
+        identity,
+        client_auth,
+    }
+}
+
+fn engine(config: &HubConfig, metrics: &Metrics) -> Engine {
+    let flows = &metrics.flows;
+    let counters = EngineCounters {
+        fin_sent: flows.fin_sent.clone(),
+        fin_recv: flows.fin_recv.clone(),
+        rst_sent: flows.rst_sent.clone(),
+        rst_recv: flows.rst_recv.clone(),
+        dedup_dropped: flows.dedup_dropped.clone(),
+        epoch_mismatch: metrics.mesh.epoch_mismatch.clone(),
+        resumed: flows.resumes.with(["resumed"]),
+    };
+    let limits = &config.limits;
+    Engine::new(
+        Budget::new(limits.memory_budget as u64, limits.max_conn_total),
+        counters,
+    )
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub")
+            .field("addresses", &self.addresses())
+            .finish_non_exhaustive()
+    }
+}

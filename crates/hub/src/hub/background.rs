@@ -1,0 +1,100 @@
+//! What goes on while a hub runs: sweeps, certificates, values that scrapes read.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use nowconnect_link::counters::Engine;
+use nowconnect_link::tls::LiveServerConfig;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Hub;
+
+/// Between looks at idle and orphaned flows.
+const SWEEP: Duration = Duration::from_millis(500);
+/// Between looks at the certificate files. Polling sees what file notifications miss: links that
+/// are swapped (Kubernetes) and network file systems.
+const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
+
+impl Hub {
+    pub(super) fn tend(&self) {
+        let (router, tunnels) = (self.router.clone(), self.tunnels.clone());
+        let sweep = async move {
+            let mut ticks = interval(SWEEP);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                router.sweep(tunnels.resume_grace());
+            }
+        };
+        self.tasks
+            .spawn("sweep", self.tasks.token().run_until_cancelled_owned(sweep));
+        if let Some(tls) = self.tls.clone() {
+            let watch = self
+                .tasks
+                .token()
+                .run_until_cancelled_owned(watch_certificate(tls));
+            self.tasks.spawn("certificates", watch);
+        }
+    }
+
+    /// Shows what does not count by itself.
+    pub(super) async fn show(&self, engine: &Arc<Engine>) {
+        let mode = self.config.lock().await.ha.mode;
+        self.metrics.mesh.set_mode(mode.as_str());
+        // The embedded registry is this process.
+        self.metrics.mesh.registry_healthy.set(1);
+        let (engine, seen) = (engine.clone(), AtomicU64::new(0));
+        self.metrics.on_scrape(move |metrics| {
+            let total = engine.blocked_micros.load(Ordering::Relaxed);
+            let before = seen.swap(total, Ordering::Relaxed);
+            let seconds = total.saturating_sub(before) as f64 / 1e6;
+            metrics
+                .flows
+                .blocked_seconds
+                .with(["client"])
+                .inc_by(seconds);
+        });
+        if let Some(tls) = self.tls.clone() {
+            self.metrics.on_scrape(move |metrics| {
+                let Some(end) = tls.expires() else { return };
+                let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+                metrics
+                    .tunnels
+                    .cert_expiry
+                    .with(["tunnel"])
+                    .set(left.as_secs_f64());
+            });
+        }
+    }
+}
+
+async fn watch_certificate(tls: Arc<LiveServerConfig>) {
+    let mut ticks = interval(CERTIFICATE_POLL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut problem = String::new();
+    loop {
+        ticks.tick().await;
+        let live = tls.clone();
+        match tokio::task::spawn_blocking(move || live.reload()).await {
+            Ok(Ok(changed)) => {
+                problem.clear();
+                if changed {
+                    tracing::info!(
+                        event = "certificate_changed",
+                        r#use = "tunnel",
+                        audit = true
+                    );
+                }
+            }
+            Ok(Err(error)) => {
+                let error = error.to_string();
+                if error != problem {
+                    tracing::warn!(event = "certificate_kept", r#use = "tunnel", error);
+                    problem = error;
+                }
+            }
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! TCP ports for clients: one accept loop each, started and stopped while the hub runs.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use nowconnect_link::tasks::Tasks;
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::config::ListenerConfig;
+use crate::metrics::Metrics;
+use crate::policy::{Door, Policy};
+use crate::router::{Router, reset};
+
+/// Connections that the kernel may keep ready for accept(); it caps this at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// Pauses after a failed accept(), the first and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// A port could not be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} cannot listen on {address}: {}", explain(.source))]
+pub struct BindError {
+    /// What wanted the port.
+    pub what: String,
+    /// The address that was asked for.
+    pub address: SocketAddr,
+    source: io::Error,
+}
+
+fn explain(error: &io::Error) -> String {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "the port is in use; stop the other process or choose another port"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "not permitted; ports below 1024 need CAP_NET_BIND_SERVICE or a larger port"
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine does not have the address",
+        _ => return error.to_string(),
+    };
+    format!("{hint} ({error})")
+}
+
+/// Listens on `address`. Sockets that it accepts inherit TCP_NODELAY and keepalive, which saves
+/// setting them on each.
+///
+/// # Errors
+/// The port is taken, forbidden, or not of this machine; `what` names who wanted it.
+pub fn listen(what: &str, address: SocketAddr) -> Result<TcpListener, BindError> {
+    bind(address).map_err(|source| BindError {
+        what: what.to_owned(),
+        address,
+        source,
+    })
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if matches!(address.ip(), IpAddr::V6(ip) if ip.is_unspecified()) {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_tcp_nodelay(true)?;
+    let probing = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    socket.set_tcp_keepalive(&probing)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Accepts from `listener` for ever; pauses when accept() fails for want of a resource, which
+/// accepting again at once would not bring back.
+pub(crate) struct Acceptor<F> {
+    listener: TcpListener,
+    pause: Duration,
+    failed: F,
+}
+
+impl<F: FnMut(&io::Error)> Acceptor<F> {
+    /// Calls `failed` for every failure of accept().
+    pub(crate) fn new(listener: TcpListener, failed: F) -> Self {
+        Self {
+            listener,
+            pause: PAUSE.0,
+            failed,
+        }
+    }
+
+    /// The next connection.
+    pub(crate) async fn next(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok(accepted) => {
+                    self.pause = PAUSE.0;
+                    return accepted;
+                }
+                // The client left before it was accepted: nothing of ours.
+                Err(error) if is_of_the_client(&error) => {}
+                Err(error) => {
+                    (self.failed)(&error);
+                    tokio::time::sleep(self.pause).await;
+                    self.pause = (self.pause * 2).min(PAUSE.1);
+                }
+            }
+        }
+    }
+
+    /// A connection that is ready to be accepted at this moment.
+    async fn waiting(&mut self) -> Option<(TcpStream, SocketAddr)> {
+        tokio::select! {
+            biased;
+            accepted = self.listener.accept() => accepted.ok(),
+            () = std::future::ready(()) => None,
+        }
+    }
+}
+
+fn is_of_the_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+/// A listener whose port is bound and that accepts nobody yet.
+#[derive(Debug)]
+pub struct Bound {
+    door: Arc<Door>,
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+impl Bound {
+    /// Binds the port of `door`'s configuration.
+    ///
+    /// # Errors
+    /// See [`listen`].
+    pub fn new(door: Arc<Door>) -> Result<Self, BindError> {
+        let wanted = door.config().bind;
+        let socket = listen(&format!("listener {}", door.name), wanted)?;
+        let address = socket.local_addr().unwrap_or(wanted);
+        Ok(Self {
+            door,
+            socket,
+            address,
+        })
+    }
+
+    /// Starts to accept.
+    pub fn start(self, policy: &Arc<Policy>, router: &Arc<Router>, tasks: &Tasks) -> Listener {
+        let stop = tasks.token();
+        let Self {
+            door,
+            socket,
+            address,
+        } = self;
+        tracing::info!(
+            event = "listener_started",
+            listener = %door.name,
+            connector = %door.connector,
+            address = %address,
+        );
+        let current = Arc::new(ArcSwap::new(door));
+        let reception = Reception {
+            door: current.clone(),
+            policy: policy.clone(),
+            router: router.clone(),
+            tasks: tasks.clone(),
+        };
+        tasks.spawn("listener", reception.run(socket, stop.clone()));
+        Listener {
+            door: current,
+            address,
+            _stop: stop.drop_guard(),
+        }
+    }
+}
+
+/// A running listener; dropping it closes the port and leaves its flows alone.
+#[derive(Debug)]
+pub struct Listener {
+    door: Arc<ArcSwap<Door>>,
+    address: SocketAddr,
+    _stop: DropGuard,
+}
+
+impl Listener {
+    /// Its door.
+    pub fn door(&self) -> Arc<Door> {
+        self.door.load_full()
+    }
+
+    /// Follows a changed configuration for the next clients, on the same socket.
+    pub fn alter(&self, config: ListenerConfig, metrics: &Metrics) {
+        let door = self.door.load_full();
+        if *door.name == *config.name && *door.connector == *config.connector {
+            door.set_config(config);
+        } else {
+            self.door.store(Arc::new(door.successor(config, metrics)));
+        }
+    }
+
+    /// The address that it is bound to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// What an accept loop needs to take a client in.
+struct Reception {
+    door: Arc<ArcSwap<Door>>,
+    policy: Arc<Policy>,
+    router: Arc<Router>,
+    tasks: Tasks,
+}
+
+impl Reception {
+    async fn run(self, socket: TcpListener, stop: CancellationToken) {
+        let door = self.door.clone();
+        let mut acceptor = Acceptor::new(socket, |error: &io::Error| {
+            let door = door.load();
+            door.metrics.accept_errors.inc();
+            tracing::warn!(event = "accept_failed", listener = %door.name, %error);
+        });
+        while let Some((stream, peer)) = stop.run_until_cancelled(acceptor.next()).await {
+            self.receive(stream, peer);
+        }
+        // Closing the port would reset those whom the kernel has let in already.
+        while let Some((stream, peer)) = acceptor.waiting().await {
+            self.receive(stream, peer);
+        }
+        tracing::info!(event = "listener_stopped", listener = %self.door.load().name);
+    }
+
+    /// No task, and nothing to wait for, unless a PROXY header is due.
+    fn receive(&self, mut stream: TcpStream, peer: SocketAddr) {
+        let door = self.door.load_full();
+        if Policy::wants_proxy_header(&door) {
+            let (policy, router) = (self.policy.clone(), self.router.clone());
+            self.tasks.spawn("proxy_header", async move {
+                match policy.admit_proxied(&mut stream, peer, &door).await {
+                    Ok(permit) => router.open(permit, stream),
+                    Err(_) => reset(stream),
+                }
+            });
+            return;
+        }
+        match self.policy.admit(peer, &door) {
+            Ok(permit) => self.router.open(permit, stream),
+            Err(_) => reset(stream),
+        }
+    }
+}

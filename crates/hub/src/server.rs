@@ -1,0 +1,108 @@
+//! The HTTP surface: `/tunnel` for agents, health and metrics for those who run the hub.
+//!
+//! Strangers reach this port. Until an agent has shown a token, a connection is bounded in number,
+//! in time and in bytes, and whatever is not one of the few exact paths is not found.
+
+mod answer;
+mod connection;
+mod health;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use nowconnect_link::upgrade::Refusal;
+use tokio::net::TcpListener;
+
+use crate::listener::{BindError, listen};
+use crate::metrics::{Format, Metrics};
+use crate::tunnels::Tunnels;
+
+pub use answer::Answer;
+pub use connection::Doorman;
+pub use health::{Health, Stage};
+
+/// What answers HTTP requests on one port.
+#[derive(Debug)]
+pub struct Surface {
+    /// The text of `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// The state of `/readyz`.
+    pub health: Arc<Health>,
+    /// Takes agents in; `None` on a port that serves only metrics and health.
+    pub tunnels: Option<Arc<Tunnels>>,
+}
+
+/// A request with what is known about its connection.
+pub(crate) struct Call {
+    pub(crate) request: Request<Incoming>,
+    pub(crate) peer: SocketAddr,
+    /// Too many strangers are here already.
+    pub(crate) busy: bool,
+}
+
+impl Surface {
+    /// Answers one request.
+    pub(crate) async fn answer(&self, mut call: Call) -> Answer {
+        let path = call.request.uri().path();
+        match (path, &self.tunnels) {
+            ("/tunnel", Some(_)) if call.busy => answer::unavailable("busy", 5),
+            ("/tunnel", Some(tunnels)) => tunnels
+                .receive(&mut call.request, call.peer)
+                .await
+                .unwrap_or_else(Refusal::into_response),
+            ("/healthz" | "/readyz" | "/metrics", _) => self.read_only(&call.request),
+            _ => answer::closing(StatusCode::NOT_FOUND, "not_found"),
+        }
+    }
+
+    fn read_only(&self, request: &Request<Incoming>) -> Answer {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return answer::method_not_allowed("GET, HEAD");
+        }
+        match request.uri().path() {
+            "/healthz" => answer::json(StatusCode::OK, &serde_json::json!({ "status": "ok" })),
+            "/readyz" => {
+                let query = request.uri().query().unwrap_or_default();
+                let strict = query.split('&').any(|pair| pair == "strict=1");
+                let (status, report) = self.health.readiness(strict);
+                answer::json(status, &report)
+            }
+            _ => self.measurements(request),
+        }
+    }
+
+    fn measurements(&self, request: &Request<Incoming>) -> Answer {
+        let accept = request.headers().get(http::header::ACCEPT);
+        let format = Format::negotiate(accept.and_then(|value| value.to_str().ok()));
+        match self.metrics.render(format) {
+            Ok(text) => answer::body(StatusCode::OK, format.content_type(), text),
+            Err(_) => answer::closing(StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        }
+    }
+}
+
+/// A port that is bound and serves nobody yet.
+#[derive(Debug)]
+pub struct Bound {
+    pub(crate) socket: TcpListener,
+    pub(crate) address: SocketAddr,
+}
+
+impl Bound {
+    /// Binds `address`; `what` names who wants it.
+    ///
+    /// # Errors
+    /// See [`listen`].
+    pub fn new(what: &str, address: SocketAddr) -> Result<Self, BindError> {
+        let socket = listen(what, address)?;
+        let address = socket.local_addr().unwrap_or(address);
+        Ok(Self { socket, address })
+    }
+
+    /// The address that it is bound to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}

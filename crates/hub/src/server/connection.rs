@@ -1,0 +1,171 @@
+//! Serving HTTP connections within bounds.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nowconnect_link::stream::{BufferedIo, Stream};
+use nowconnect_link::tasks::Tasks;
+use nowconnect_link::tls::LiveServerConfig;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use crate::listener::Acceptor;
+
+use super::{Bound, Call, Surface};
+
+/// Connections that have shown no token yet.
+const STRANGERS: usize = 1024;
+/// Connections beyond those, which are told to come back later; with these the port stops accepting.
+const TURNED_AWAY: usize = 256;
+const TLS_DEADLINE: Duration = Duration::from_secs(5);
+const HEADER_DEADLINE: Duration = Duration::from_secs(10);
+const HEADER_BYTES: usize = 16 * 1024;
+const HEADERS: usize = 64;
+/// A connection that did not become a tunnel is ended after this, and then has
+/// [`HEADER_DEADLINE`] to take its last answer.
+const LIFETIME: Duration = Duration::from_secs(60);
+
+/// Accepts connections on one port and serves its [`Surface`].
+pub struct Doorman {
+    surface: Arc<Surface>,
+    tls: Option<Arc<LiveServerConfig>>,
+    tasks: Tasks,
+    strangers: Arc<Semaphore>,
+    turned_away: Arc<Semaphore>,
+}
+
+impl Doorman {
+    /// Serves `surface`, over TLS when there is a certificate, until `tasks` are to stop.
+    pub fn new(
+        surface: Arc<Surface>,
+        tls: Option<Arc<LiveServerConfig>>,
+        tasks: &Tasks,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            surface,
+            tls,
+            tasks: tasks.clone(),
+            strangers: Arc::new(Semaphore::new(STRANGERS)),
+            turned_away: Arc::new(Semaphore::new(TURNED_AWAY)),
+        })
+    }
+
+    /// Starts to accept on `port`.
+    pub fn open(self: Arc<Self>, port: Bound) {
+        let (tasks, stop) = (self.tasks.clone(), self.tasks.token());
+        tasks.spawn("http_accept", async move {
+            stop.run_until_cancelled(self.accept(port)).await;
+        });
+    }
+
+    async fn accept(self: &Arc<Self>, port: Bound) {
+        let address = port.address;
+        let mut acceptor = Acceptor::new(port.socket, move |error: &io::Error| {
+            tracing::warn!(event = "accept_failed", listener = "http", %address, %error);
+        });
+        loop {
+            let (stream, peer) = acceptor.next().await;
+            let Some((place, busy)) = self.place().await else {
+                return;
+            };
+            let doorman = self.clone();
+            self.tasks.spawn("http", async move {
+                let stop = doorman.tasks.token();
+                stop.run_until_cancelled(doorman.admit(stream, peer, busy))
+                    .await;
+                drop(place);
+            });
+        }
+    }
+
+    /// A place, and whether it is one of those who are turned away.
+    async fn place(&self) -> Option<(OwnedSemaphorePermit, bool)> {
+        if let Ok(place) = self.strangers.clone().try_acquire_owned() {
+            return Some((place, false));
+        }
+        let place = self.turned_away.clone().acquire_owned().await.ok()?;
+        Some((place, true))
+    }
+
+    async fn admit(&self, stream: TcpStream, peer: SocketAddr, busy: bool) {
+        let Some(tls) = &self.tls else {
+            let plain = BufferedIo::direct(stream, BytesMut::new());
+            return self.serve(Stream::Plain(plain), peer, busy).await;
+        };
+        let acceptor = TlsAcceptor::from(tls.current());
+        let buffered = BufferedIo::new(stream, BytesMut::new());
+        match timeout(TLS_DEADLINE, acceptor.accept(buffered)).await {
+            Ok(Ok(stream)) => {
+                self.serve(Stream::Tls(Box::new(stream.into())), peer, busy)
+                    .await
+            }
+            Ok(Err(error)) => tracing::debug!(event = "tls_failed", %peer, %error),
+            Err(_) => tracing::debug!(event = "tls_failed", %peer, error = "not done in time"),
+        }
+    }
+
+    /// Ends when the connection does, or has become a tunnel, which then belongs to its session.
+    async fn serve(&self, stream: Stream, peer: SocketAddr, busy: bool) {
+        let surface = &self.surface;
+        let service = service_fn(|request| async move {
+            Ok::<_, std::convert::Infallible>(
+                surface
+                    .answer(Call {
+                        request,
+                        peer,
+                        busy,
+                    })
+                    .await,
+            )
+        });
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_DEADLINE)
+            .max_buf_size(HEADER_BYTES)
+            .max_headers(HEADERS);
+        let mut connection = pin!(
+            builder
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades()
+        );
+        let ended = match timeout(LIFETIME, connection.as_mut()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                connection.as_mut().graceful_shutdown();
+                timeout(HEADER_DEADLINE, connection).await.unwrap_or(Ok(()))
+            }
+        };
+        if let Err(error) = ended {
+            let kind = if error.is_timeout() {
+                "header_timeout"
+            } else if error.is_parse() || error.is_parse_too_large() {
+                "bad_request"
+            } else {
+                return;
+            };
+            self.surface
+                .metrics
+                .tunnels
+                .protocol_errors
+                .with(["http", kind])
+                .inc();
+            tracing::debug!(event = "http_failed", %peer, %error);
+        }
+    }
+}
+
+impl std::fmt::Debug for Doorman {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Doorman").finish_non_exhaustive()
+    }
+}

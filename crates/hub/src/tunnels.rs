@@ -1,0 +1,323 @@
+//! Agents: who they are, what they export, and the tunnels that they keep open.
+
+mod directory;
+mod gate;
+mod newcomer;
+mod orphans;
+mod session;
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use ipnet::IpNet;
+use nowconnect_link::counters::Engine;
+use nowconnect_link::endpoint::SocketFlow;
+use nowconnect_link::metrics::OTHER;
+use nowconnect_link::tasks::Tasks;
+use nowconnect_link::upgrade::{Offer, Refusal};
+use nowconnect_proto::frame::MAX_PAYLOAD;
+use nowconnect_proto::{Cid, Reason};
+use parking_lot::Mutex;
+
+use crate::auth::Rejection;
+use crate::config::HubConfig;
+use crate::forwarded::sender;
+use crate::metrics::Metrics;
+use crate::policy::Quiet;
+use crate::registry::Embedded;
+
+pub use directory::Directory;
+pub use gate::Gate;
+pub use orphans::{Holder, Orphans};
+pub use session::Session;
+
+use newcomer::Newcomer;
+
+/// The subprotocol of version 2; an agent that does not offer it speaks version 1.
+const SUBPROTOCOL: &str = "nowconnect.v2";
+
+/// What agents are told, exchanged as a whole when the configuration changes.
+#[derive(Debug, Clone)]
+struct Terms {
+    hub: String,
+    max_payload: u32,
+    ping_interval: Duration,
+    ping_timeout: Duration,
+    resume_grace: Duration,
+    queue_depth: usize,
+    queue_bytes: usize,
+    trusted_proxies: Vec<IpNet>,
+}
+
+impl Terms {
+    fn of(config: &HubConfig) -> Self {
+        let max_payload = config.tunnel.max_ws_payload.min(MAX_PAYLOAD);
+        Self {
+            hub: config.ha.replica_id.clone(),
+            max_payload: u32::try_from(max_payload).unwrap_or(u32::MAX),
+            ping_interval: config.tunnel.ping_interval,
+            ping_timeout: config.tunnel.ping_timeout,
+            resume_grace: config.limits.resume_grace,
+            queue_depth: config.limits.queue_depth_per_cid,
+            queue_bytes: config.limits.memory_budget / 8,
+            trusted_proxies: config.tunnel.trusted_proxies.clone(),
+        }
+    }
+}
+
+/// Every tunnel of this hub.
+pub struct Tunnels {
+    terms: ArcSwap<Terms>,
+    gate: Gate,
+    registry: Arc<Embedded>,
+    directory: Directory,
+    orphans: Orphans,
+    engine: Arc<Engine>,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
+    /// Set once: tunnels that come from then on are told to go elsewhere.
+    leaving: Mutex<Option<Reason>>,
+    /// Why an agent's last tunnel ended, by its metric label, which bounds it.
+    endings: Mutex<HashMap<String, &'static str>>,
+    quiet: Mutex<HashMap<&'static str, Quiet>>,
+}
+
+impl Tunnels {
+    /// No tunnels yet; their tasks are `tasks`.
+    pub fn new(
+        config: &HubConfig,
+        gate: Gate,
+        registry: Arc<Embedded>,
+        engine: Arc<Engine>,
+        metrics: Arc<Metrics>,
+        tasks: Tasks,
+    ) -> Arc<Self> {
+        let tunnels = Arc::new(Self {
+            terms: ArcSwap::from_pointee(Terms::of(config)),
+            gate,
+            registry,
+            directory: Directory::default(),
+            orphans: Orphans::default(),
+            engine,
+            metrics,
+            tasks,
+            leaving: Mutex::new(None),
+            endings: Mutex::default(),
+            quiet: Mutex::default(),
+        });
+        show_uptime(&tunnels);
+        tunnels
+    }
+
+    /// Who is let in.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// The tunnels that are open.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Flows that wait for their agent.
+    pub fn orphans(&self) -> &Orphans {
+        &self.orphans
+    }
+
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// How long flows wait for a path.
+    pub fn resume_grace(&self) -> Duration {
+        self.terms.load().resume_grace
+    }
+
+    /// Puts other terms in force, for tunnels that come from now on.
+    pub fn set_terms(&self, config: &HubConfig) {
+        self.terms.store(Arc::new(Terms::of(config)));
+    }
+
+    /// Answers a request for `/tunnel`: 101 and a session of its own, or why not.
+    pub(crate) async fn receive(
+        self: &Arc<Self>,
+        request: &mut Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let offer = Offer::from_request(request)?;
+        if self.leaving.lock().is_some() {
+            let busy = StatusCode::SERVICE_UNAVAILABLE;
+            return Err(Refusal::new(busy, "draining", "this hub is about to stop")
+                .retry_after(Duration::from_secs(1)));
+        }
+        let terms = self.terms.load_full();
+        let remote = sender(peer, request.headers(), &terms.trusted_proxies);
+        let identity = match self.gate.authenticate(request.headers()).await {
+            Ok(identity) => identity,
+            Err(rejection) => return Err(self.reject(&rejection, &remote)),
+        };
+        let protocol = offer.choose(&[SUBPROTOCOL]);
+        let (response, pending) = offer.accept(request, protocol);
+        let newcomer = Newcomer {
+            tunnels: self.clone(),
+            terms,
+            identity,
+            remote,
+        };
+        self.tasks.spawn("tunnel", newcomer.serve(pending));
+        Ok(response)
+    }
+
+    fn reject(&self, rejection: &Rejection, remote: &dyn std::fmt::Display) -> Refusal {
+        let code = rejection.reason.code();
+        self.gate.count_rejection(code);
+        if let Some(suppressed) = self.quiet.lock().entry(code).or_default().pass() {
+            tracing::warn!(
+                event = "jwt_rejected",
+                remote = %remote,
+                reason = code,
+                detail = %rejection.detail,
+                hint = rejection.reason.hint(),
+                suppressed,
+                audit = true,
+            );
+        }
+        if rejection.reason.is_temporary() {
+            return Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                code,
+                rejection.reason.hint(),
+            )
+            .retry_after(Duration::from_secs(5));
+        }
+        Refusal::new(StatusCode::UNAUTHORIZED, code, rejection.reason.hint())
+    }
+
+    /// A flow lost its path: it goes on at once over another tunnel of the same agent process, or
+    /// waits for one, or ends when that process is gone for good.
+    pub(crate) fn adopt(&self, holder: &Holder, flow: &Arc<SocketFlow>) {
+        if self
+            .directory
+            .is_replaced(&holder.agent_id, holder.instance)
+        {
+            return flow.expire(Reason::AgentRestarted);
+        }
+        self.orphans.add(holder, flow);
+        // Looked up only now: a tunnel that comes later finds the flow waiting.
+        if let Some(session) = self
+            .directory
+            .of_instance(&holder.agent_id, holder.instance)
+            && self.orphans.take(holder, flow.cid())
+        {
+            session.carry(flow);
+        }
+    }
+
+    /// A flow has ended.
+    pub(crate) fn release(&self, holder: &Holder, cid: Cid) {
+        self.orphans.take(holder, cid);
+    }
+
+    /// Counts a flow that ended because its path was lost.
+    pub(crate) fn count_lost(&self, reason: Reason) {
+        let result = match reason {
+            Reason::ResumeExpired => "expired",
+            Reason::UnknownFlow => "refused",
+            _ => return,
+        };
+        self.metrics.flows.resumes.with([result]).inc();
+    }
+
+    /// Tells every agent, and those who come from now on, to go elsewhere within `deadline`.
+    pub fn send_away(&self, reason: Reason, deadline: Duration) {
+        *self.leaving.lock() = Some(reason);
+        for session in self.directory.sessions() {
+            session.link().go_away(reason, deadline);
+        }
+    }
+
+    /// Closes every tunnel.
+    pub fn close(&self, reason: Reason) {
+        *self.leaving.lock() = Some(reason);
+        for session in self.directory.sessions() {
+            session.link().close(reason);
+        }
+    }
+
+    /// A tunnel is open.
+    fn arrive(&self, session: &Arc<Session>) {
+        for displaced in self.directory.enter(session) {
+            displaced.link().go_away(Reason::Superseded, Duration::ZERO);
+            displaced.link().close(Reason::Superseded);
+        }
+        let holder = session.holder();
+        for flow in self.orphans.take_outlived(&holder) {
+            flow.expire(Reason::AgentRestarted);
+        }
+        for flow in self.orphans.take_all(&holder) {
+            session.carry(&flow);
+        }
+        let label = self.metrics.agent_label(&session.agent_id);
+        if let Some(reason) = self.endings.lock().remove(label) {
+            self.metrics.tunnels.reconnects.with([label, reason]).inc();
+        }
+        // Drain may have begun since this tunnel was let in.
+        if let Some(reason) = *self.leaving.lock() {
+            session.link().go_away(reason, Duration::ZERO);
+        }
+    }
+
+    /// A tunnel is no more.
+    fn depart(&self, session: &Arc<Session>, reason: Reason) {
+        self.directory.leave(session);
+        let label = self.metrics.agent_label(&session.agent_id).to_owned();
+        self.endings.lock().insert(label, reason.name());
+    }
+}
+
+/// Lets every scrape read the agents and the age of their oldest tunnels.
+fn show_uptime(tunnels: &Arc<Tunnels>) {
+    let weak: Weak<Tunnels> = Arc::downgrade(tunnels);
+    let shown: Mutex<HashSet<String>> = Mutex::default();
+    tunnels.metrics.on_scrape(move |metrics| {
+        let Some(tunnels) = weak.upgrade() else {
+            return;
+        };
+        let gauges = &metrics.tunnels;
+        gauges
+            .agents_connected
+            .set(i64::try_from(tunnels.directory.agents()).unwrap_or(i64::MAX));
+        let mut ages: HashMap<String, f64> = HashMap::new();
+        for session in tunnels.directory.sessions() {
+            let label = metrics.agent_label(&session.agent_id);
+            if label != OTHER {
+                let age = session.since.elapsed().as_secs_f64();
+                let oldest = ages.entry(label.to_owned()).or_default();
+                *oldest = oldest.max(age);
+            }
+        }
+        let mut shown = shown.lock();
+        for gone in shown.iter().filter(|label| !ages.contains_key(*label)) {
+            gauges.uptime.remove([gone]);
+        }
+        for (label, age) in &ages {
+            gauges.uptime.with([label]).set(*age);
+        }
+        *shown = ages.into_keys().collect();
+    });
+}
+
+impl std::fmt::Debug for Tunnels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tunnels")
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,85 @@
+//! Which agents are let in, and what they may export.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use http::HeaderMap;
+use nowconnect_proto::hello::Rejected;
+use tokio::sync::watch;
+
+use super::session::rejected;
+use crate::auth::{Identity, Rejection, Verifier, bearer};
+use crate::config::SecurityConfig;
+use crate::metrics::Metrics;
+
+/// Judges tokens and connectors by the rules in force.
+#[derive(Debug)]
+pub struct Gate {
+    verifier: ArcSwap<Verifier>,
+    require_scopes: AtomicBool,
+    metrics: Arc<Metrics>,
+}
+
+impl Gate {
+    /// A gate that checks tokens with `verifier`.
+    pub fn new(verifier: Verifier, config: &SecurityConfig, metrics: Arc<Metrics>) -> Self {
+        Self {
+            verifier: ArcSwap::from_pointee(verifier),
+            require_scopes: AtomicBool::new(config.require_connector_scopes),
+            metrics,
+        }
+    }
+
+    /// Puts other rules in force, for tokens shown from now on.
+    pub fn set_rules(&self, verifier: Verifier, config: &SecurityConfig) {
+        self.verifier.store(Arc::new(verifier));
+        self.require_scopes
+            .store(config.require_connector_scopes, Ordering::Relaxed);
+    }
+
+    /// The rules for tokens.
+    pub fn verifier(&self) -> Arc<Verifier> {
+        self.verifier.load_full()
+    }
+
+    /// Judges the token of a request.
+    pub(super) async fn authenticate(&self, headers: &HeaderMap) -> Result<Identity, Rejection> {
+        self.verify(bearer(headers)?).await
+    }
+
+    pub(super) async fn verify(&self, token: &str) -> Result<Identity, Rejection> {
+        self.verifier().verify(token, SystemTime::now()).await
+    }
+
+    /// Counts an agent that was turned away.
+    pub(super) fn count_rejection(&self, code: &str) {
+        self.metrics.tunnels.auth_failures.with([code]).inc();
+    }
+
+    /// Fires when keys were added or withdrawn.
+    pub(super) fn key_changes(&self) -> watch::Receiver<u64> {
+        self.verifier.load().keys().changes()
+    }
+
+    pub(super) fn holds_key_of(&self, identity: &Identity) -> bool {
+        self.verifier.load().keys().holds(&identity.key_id)
+    }
+
+    /// Parts connectors into those that the agent may export and those that it may not.
+    pub(super) fn sort(
+        &self,
+        identity: &Identity,
+        connectors: Vec<String>,
+    ) -> (Vec<String>, Vec<Rejected>) {
+        let everything = !self.require_scopes.load(Ordering::Relaxed);
+        let (granted, denied): (Vec<_>, Vec<_>) = connectors
+            .into_iter()
+            .partition(|name| everything || identity.grants(name));
+        let denied = denied
+            .into_iter()
+            .map(|name| rejected(name, "not_in_token_scopes"));
+        (granted, denied.collect())
+    }
+}

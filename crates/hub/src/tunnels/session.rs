@@ -1,0 +1,273 @@
+//! One agent's tunnel from its HELLO to its end.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use nowconnect_link::endpoint::SocketFlow;
+use nowconnect_link::session::{Link, LinkEvents};
+use nowconnect_proto::frame::{Frame, Open};
+use nowconnect_proto::hello::{Body, Instance, Rejected, Token, TokenAck, Update, UpdateAck};
+use nowconnect_proto::{FlowId, Reason};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::Tunnels;
+use super::orphans::Holder;
+use crate::auth::Identity;
+use crate::metrics::Metrics;
+use crate::registry::Lease;
+
+/// UPDATEs and TOKENs that may wait to be answered; an agent that sends more is not one of ours.
+pub(super) const MAILBOX: usize = 16;
+/// From the end of a token to the end of its tunnel: time for the agent to open another first.
+const EXPIRY_NOTICE: Duration = Duration::from_secs(5);
+/// Longest sleep before the wall clock is looked at again, which may have been set.
+const CLOCK_CHECK: Duration = Duration::from_secs(60);
+
+/// A living tunnel.
+#[derive(Debug)]
+pub struct Session {
+    /// The agent, as its token names it.
+    pub agent_id: Arc<str>,
+    /// Which start of it.
+    pub instance: Instance,
+    /// Where it connected from.
+    pub remote: IpAddr,
+    /// The agent's own word for its version.
+    pub version: String,
+    /// Since when it is served.
+    pub since: Instant,
+    link: Arc<Link>,
+    lease: Lease,
+    exports: ArcSwap<Vec<String>>,
+    identity: Mutex<Identity>,
+}
+
+/// What a session is made of.
+pub(super) struct Parts {
+    pub(super) identity: Identity,
+    pub(super) instance: Instance,
+    pub(super) version: String,
+    pub(super) exports: Vec<String>,
+    pub(super) remote: IpAddr,
+    pub(super) link: Arc<Link>,
+    pub(super) lease: Lease,
+}
+
+impl Session {
+    pub(super) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            agent_id: parts.identity.agent_id.as_str().into(),
+            instance: parts.instance,
+            remote: parts.remote,
+            version: parts.version,
+            since: Instant::now(),
+            link: parts.link,
+            lease: parts.lease,
+            exports: ArcSwap::from_pointee(parts.exports),
+            identity: Mutex::new(parts.identity),
+        })
+    }
+
+    /// The link that carries its flows.
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// The fencing number of this hub's ownership of the agent.
+    pub fn epoch(&self) -> u64 {
+        self.lease.epoch()
+    }
+
+    /// The connectors that are routed to it.
+    pub fn exports(&self) -> Arc<Vec<String>> {
+        self.exports.load_full()
+    }
+
+    /// When its token ends.
+    pub fn token_expires(&self) -> SystemTime {
+        self.identity.lock().expires_at
+    }
+
+    /// The process at the other end.
+    pub fn holder(&self) -> Holder {
+        Holder {
+            agent_id: self.agent_id.clone(),
+            instance: self.instance,
+        }
+    }
+
+    /// Carries a flow that lost its path.
+    pub(super) fn carry(&self, flow: &Arc<SocketFlow>) {
+        // When this link ends at this moment, the flow is told that its path is lost, once more.
+        let _ = self.link.attach(flow, self.epoch());
+    }
+
+    pub(super) fn set_exports(&self, exports: Vec<String>) {
+        self.exports.store(Arc::new(exports));
+    }
+
+    /// Answers what the agent asks and watches its token, until the tunnel ends.
+    pub(super) async fn attend(
+        self: &Arc<Self>,
+        tunnels: &Tunnels,
+        mut mail: mpsc::Receiver<Frame>,
+    ) {
+        let mut told = false;
+        let mut keys = tunnels.gate().key_changes();
+        loop {
+            let remaining = self.token_remaining();
+            if remaining.is_zero() {
+                if told {
+                    return self.link.close(Reason::TokenExpired);
+                }
+                told = true;
+                self.link.go_away(Reason::TokenExpired, EXPIRY_NOTICE);
+            }
+            let nap = if told {
+                EXPIRY_NOTICE
+            } else {
+                remaining.min(CLOCK_CHECK)
+            };
+            tokio::select! {
+                frame = mail.recv() => match frame {
+                    Some(frame) => self.answer(tunnels, frame).await,
+                    None => return,
+                },
+                () = tokio::time::sleep(nap) => {}
+                changed = keys.changed() => {
+                    if changed.is_err() || !tunnels.gate().holds_key_of(&self.identity.lock()) {
+                        self.identity.lock().expires_at = SystemTime::UNIX_EPOCH;
+                    }
+                }
+            }
+        }
+    }
+
+    fn token_remaining(&self) -> Duration {
+        self.identity.lock().remaining(SystemTime::now())
+    }
+
+    async fn answer(self: &Arc<Self>, tunnels: &Tunnels, frame: Frame) {
+        let answered = match frame {
+            Frame::Update(body) => Update::decode(&body)
+                .and_then(|update| self.update(tunnels, update).encode())
+                .map(|body| Frame::UpdateAck(body.into())),
+            Frame::Token(body) => match Token::decode(&body) {
+                Ok(token) => self
+                    .renew(tunnels, token)
+                    .await
+                    .encode()
+                    .map(|b| Frame::TokenAck(b.into())),
+                Err(error) => Err(error),
+            },
+            Frame::GoAway { reason, .. } => {
+                tracing::info!(event = "agent_leaving", agent_id = %self.agent_id, %reason);
+                return self.link.leave();
+            }
+            _ => return self.violated(tunnels.metrics(), "unexpected_frame"),
+        };
+        match answered {
+            Ok(answer) => self.link.send(answer),
+            Err(error) => {
+                tracing::debug!(event = "bad_body", agent_id = %self.agent_id, %error);
+                self.violated(tunnels.metrics(), "bad_body");
+            }
+        }
+    }
+
+    fn violated(&self, metrics: &Metrics, kind: &str) {
+        metrics.tunnels.protocol_errors.with(["tunnel", kind]).inc();
+        self.link.close(Reason::ProtocolError);
+    }
+
+    fn update(self: &Arc<Self>, tunnels: &Tunnels, update: Update) -> UpdateAck {
+        let (accepted, rejected) = tunnels
+            .gate()
+            .sort(&self.identity.lock(), update.connectors);
+        tunnels.directory().reexport(self, accepted.clone());
+        self.lease.update(accepted.clone());
+        tracing::info!(
+            event = "agent_updated",
+            agent_id = %self.agent_id,
+            connectors = %accepted.join(","),
+            rejected = rejected.len(),
+        );
+        UpdateAck { accepted, rejected }
+    }
+
+    async fn renew(&self, tunnels: &Tunnels, token: Token) -> TokenAck {
+        let refuse = |code: &str| {
+            tunnels.gate().count_rejection(code);
+            tracing::warn!(
+                event = "jwt_rejected",
+                agent_id = %self.agent_id,
+                remote = %self.remote,
+                reason = code,
+                renewal = true,
+                audit = true,
+            );
+            TokenAck::Refused {
+                error: code.to_owned(),
+            }
+        };
+        match tunnels.gate().verify(&token.token).await {
+            Ok(identity) if identity.agent_id == *self.agent_id => {
+                let expires = identity.expires_at.duration_since(SystemTime::UNIX_EPOCH);
+                *self.identity.lock() = identity;
+                tracing::info!(event = "token_renewed", agent_id = %self.agent_id, audit = true);
+                TokenAck::Renewed {
+                    expires_at: expires.unwrap_or_default().as_secs(),
+                }
+            }
+            Ok(_) => refuse("agent_id_mismatch"),
+            Err(rejection) => refuse(rejection.reason.code()),
+        }
+    }
+}
+
+/// Takes what the link's driver hears and must not wait for.
+pub(super) struct Mailbox {
+    pub(super) agent_id: Arc<str>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) control: mpsc::Sender<Frame>,
+}
+
+impl Mailbox {
+    fn violated(&self, link: &Link, kind: &str) {
+        self.metrics
+            .tunnels
+            .protocol_errors
+            .with(["tunnel", kind])
+            .inc();
+        tracing::warn!(event = "protocol_error", agent_id = %self.agent_id, kind);
+        link.close(Reason::ProtocolError);
+    }
+}
+
+impl LinkEvents for Mailbox {
+    fn on_open(&self, link: &Arc<Link>, _: FlowId, _: Open) {
+        // Agents answer; a hub that let them open would be a way into the cloud.
+        self.violated(link, "open_from_agent");
+    }
+
+    fn on_control(&self, link: &Arc<Link>, frame: Frame) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.control.try_send(frame) {
+            self.violated(link, "control_flood");
+        }
+    }
+
+    fn on_protocol_error(&self, link: &Arc<Link>, kind: &'static str) {
+        self.violated(link, kind);
+    }
+}
+
+/// One connector that is not routed to an agent, with the reason that the agent is told.
+pub(super) fn rejected(name: String, reason: &str) -> Rejected {
+    Rejected {
+        name,
+        reason: reason.to_owned(),
+    }
+}

@@ -1,0 +1,148 @@
+//! An agent of the older generation: JSON text frames, written by the test line by line.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use crate::wait::within;
+
+/// A WebSocket to a hub, with nothing agreed but what the test says.
+#[derive(Debug)]
+pub struct V1Agent {
+    socket: WebSocketStream<TcpStream>,
+}
+
+impl V1Agent {
+    /// Upgrades; says nothing.
+    ///
+    /// # Errors
+    /// When the hub refuses.
+    pub async fn dial(hub: SocketAddr, token: &str) -> Result<Self> {
+        let mut request = format!("ws://{hub}/tunnel").into_client_request()?;
+        let bearer = format!("Bearer {token}").parse().context("token")?;
+        request.headers_mut().insert("Authorization", bearer);
+        let stream = TcpStream::connect(hub).await?;
+        stream.set_nodelay(true)?;
+        let (socket, answer) = within("the upgrade", client_async(request, stream)).await??;
+        ensure!(
+            !answer.headers().contains_key("sec-websocket-protocol"),
+            "{answer:?}"
+        );
+        Ok(Self { socket })
+    }
+
+    /// Upgrades, says HELLO and waits for the acknowledgement.
+    ///
+    /// # Errors
+    /// When the hub refuses.
+    pub async fn connect(
+        hub: SocketAddr,
+        token: &str,
+        agent_id: &str,
+        connectors: &[&str],
+    ) -> Result<Self> {
+        let mut agent = Self::dial(hub, token).await?;
+        let hello = json!({
+            "t": "HELLO", "agent_id": agent_id, "connectors": connectors, "ver": "1.5",
+        });
+        agent.send(&hello).await?;
+        let ack = agent.receive().await?;
+        ensure!(ack["t"] == "HELLO_ACK", "{ack}");
+        Ok(agent)
+    }
+
+    /// Sends one frame.
+    ///
+    /// # Errors
+    /// When the WebSocket is broken.
+    pub async fn send(&mut self, frame: &Value) -> Result<()> {
+        self.send_text(&frame.to_string()).await
+    }
+
+    /// Sends any text.
+    ///
+    /// # Errors
+    /// When the WebSocket is broken.
+    pub async fn send_text(&mut self, text: &str) -> Result<()> {
+        Ok(self.socket.send(Message::text(text)).await?)
+    }
+
+    /// Sends a binary message, which version 1 does not know.
+    ///
+    /// # Errors
+    /// When the WebSocket is broken.
+    pub async fn send_binary(&mut self, bytes: Vec<u8>) -> Result<()> {
+        Ok(self.socket.send(Message::binary(bytes)).await?)
+    }
+
+    /// Sends payload of a flow.
+    ///
+    /// # Errors
+    /// When the WebSocket is broken.
+    pub async fn send_data(&mut self, cid: &str, seq: u64, bytes: &[u8]) -> Result<()> {
+        let b64 = STANDARD.encode(bytes);
+        self.send(&json!({ "t": "DATA", "cid": cid, "seq": seq, "b64": b64 }))
+            .await
+    }
+
+    /// The next frame; pings are answered on the way.
+    ///
+    /// # Errors
+    /// When the hub closes, or says nothing in time.
+    pub async fn receive(&mut self) -> Result<Value> {
+        loop {
+            match within("a frame of the hub", self.socket.next())
+                .await?
+                .context("hub is gone")??
+            {
+                Message::Text(text) => return Ok(serde_json::from_str(&text)?),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => bail!("not a version 1 frame: {other:?}"),
+            }
+        }
+    }
+
+    /// The next frame of this type; others are passed over.
+    ///
+    /// # Errors
+    /// When the hub closes, or sends no such frame in time.
+    pub async fn receive_type(&mut self, kind: &str) -> Result<Value> {
+        loop {
+            let frame = self.receive().await?;
+            if frame["t"] == kind {
+                return Ok(frame);
+            }
+        }
+    }
+
+    /// Reads until the hub has closed; returns the close code, if it gave one.
+    ///
+    /// # Errors
+    /// When it does not close in time.
+    pub async fn wait_closed(&mut self) -> Result<Option<u16>> {
+        let mut code = None;
+        loop {
+            match within("the hub to close", self.socket.next()).await? {
+                Some(Ok(Message::Close(frame))) => code = frame.map(|frame| frame.code.into()),
+                Some(Ok(_)) => {}
+                None | Some(Err(_)) => return Ok(code),
+            }
+        }
+    }
+}
+
+/// The payload of a DATA frame.
+///
+/// # Errors
+/// When it has none.
+pub fn payload(frame: &Value) -> Result<Vec<u8>> {
+    Ok(STANDARD.decode(frame["b64"].as_str().context("no payload")?)?)
+}
