@@ -41,7 +41,8 @@ pub enum Cut {
 #[derive(Clone, Copy, Debug, Default)]
 struct Lane {
     hold: bool,
-    swallow: bool,
+    /// Connections with a number below this have died in silence.
+    dead_below: usize,
     delay: Duration,
     bytes_per_sec: Option<u64>,
 }
@@ -124,14 +125,11 @@ impl FaultProxy {
         self.change(|rules| (rules.up.hold, rules.down.hold) = (true, true));
     }
 
-    /// Swallows bytes while it keeps acknowledging them: a path that has silently died.
-    pub fn swallow(&self) {
-        self.change(|rules| (rules.up.swallow, rules.down.swallow) = (true, true));
-    }
-
-    /// Swallows the bytes of one direction.
-    pub fn swallow_way(&self, way: Way) {
-        self.change(|rules| rules.lane_mut(way).swallow = true);
+    /// Swallows, for good, the bytes of one direction of every connection that there is, while it
+    /// keeps acknowledging them: a path that has died in silence. New connections are not affected.
+    pub fn swallow(&self, way: Way) {
+        let accepted = self.accepted();
+        self.change(|rules| rules.lane_mut(way).dead_below = accepted);
     }
 
     /// Delays every byte by this much in each direction.
@@ -150,9 +148,19 @@ impl FaultProxy {
         self.change(|rules| rules.refuse = true);
     }
 
-    /// Ends all faults; swallowed bytes stay lost.
+    /// Ends all faults; connections that have died stay dead.
     pub fn heal(&self) {
-        self.change(|rules| *rules = Rules::default());
+        self.change(|rules| {
+            let healed = |lane: Lane| Lane {
+                dead_below: lane.dead_below,
+                ..Lane::default()
+            };
+            *rules = Rules {
+                up: healed(rules.up),
+                down: healed(rules.down),
+                refuse: false,
+            };
+        });
     }
 
     fn change(&self, change: impl FnOnce(&mut Rules)) {
@@ -207,13 +215,13 @@ impl Rules {
 async fn accept(listener: TcpListener, server: SocketAddr, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     while let Ok((near, _)) = listener.accept().await {
-        shared.accepted.fetch_add(1, Relaxed);
-        connections.spawn(relay(near, server, shared.clone()));
+        let number = shared.accepted.fetch_add(1, Relaxed);
+        connections.spawn(relay(near, number, server, shared.clone()));
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn relay(near: TcpStream, server: SocketAddr, shared: Arc<Shared>) {
+async fn relay(near: TcpStream, number: usize, server: SocketAddr, shared: Arc<Shared>) {
     let mut cut_now = shared.cut_now.subscribe();
     cut_now.mark_unchanged();
     let refuse = shared.rules.borrow().refuse;
@@ -230,7 +238,7 @@ async fn relay(near: TcpStream, server: SocketAddr, shared: Arc<Shared>) {
     let end = tokio::select! {
         biased;
         _ = cut_now.changed() => Some(*cut_now.borrow()),
-        end = pump::both(&near, &far, &shared) => end,
+        end = pump::both(&near, &far, number, &shared) => end,
     };
     shared.live.fetch_sub(1, Relaxed);
     if end == Some(Cut::Reset) {

@@ -3,6 +3,7 @@
 mod agent;
 mod hub;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -13,6 +14,7 @@ use tokio::process::Command;
 
 pub use self::agent::{Agent, AgentPlan};
 pub use self::hub::{Hub, HubPlan};
+use crate::fault_proxy::FaultProxy;
 use crate::issuer::Issuer;
 use crate::program::{self, Finished};
 
@@ -67,6 +69,46 @@ impl Lab {
     /// An agent yet to be started.
     pub fn agent(&self, id: &str) -> AgentPlan<'_> {
         AgentPlan::new(self, id)
+    }
+
+    /// A hub and an agent that is connected to it, with a listener and a target per connector.
+    ///
+    /// # Errors
+    /// When one of them does not come up.
+    pub async fn site(&self, connectors: &[(&str, SocketAddr)]) -> Result<(Hub, Agent)> {
+        let hub = self.hub_for(connectors).start().await?;
+        let agent = self.agent_for(connectors).to(&hub).start().await?;
+        Ok((hub, agent))
+    }
+
+    /// [`Lab::site`] with a fault proxy between agent and hub.
+    ///
+    /// # Errors
+    /// When one of them does not come up.
+    pub async fn faulty_site(
+        &self,
+        connectors: &[(&str, SocketAddr)],
+    ) -> Result<(Hub, FaultProxy, Agent)> {
+        let hub = self.hub_for(connectors).start().await?;
+        let proxy = FaultProxy::start(hub.tunnel_addr()?).await?;
+        let agent = self.agent_for(connectors).via(proxy.addr()).start().await?;
+        Ok((hub, proxy, agent))
+    }
+
+    /// `hub-a` with a listener per connector, yet to be started.
+    pub fn hub_for(&self, connectors: &[(&str, SocketAddr)]) -> HubPlan<'_> {
+        connectors
+            .iter()
+            .fold(self.hub("hub-a"), |hub, (name, _)| hub.listener(name))
+    }
+
+    /// `site-1` with a target per connector, yet to be started.
+    pub fn agent_for(&self, connectors: &[(&str, SocketAddr)]) -> AgentPlan<'_> {
+        connectors
+            .iter()
+            .fold(self.agent("site-1"), |agent, (name, to)| {
+                agent.target(name, *to)
+            })
     }
 
     /// The binary, with none of this process's configuration in its environment.

@@ -8,9 +8,7 @@
 //!
 //! let lab = Lab::new("target/debug/nowconnect")?;
 //! let echo = Target::echo().await?;
-//! let hub = lab.hub("hub-a").listener("echo").start().await?;
-//! let agent = lab.agent("site-1").to(&hub).target("echo", echo.addr()).start().await?;
-//! hub.wait_agents(1).await?;
+//! let (hub, agent) = lab.site(&[("echo", echo.addr())]).await?;
 //! let client = hub.connect("echo").await?;
 //! # drop((agent, client)); Ok(())
 //! # }
@@ -28,8 +26,8 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod program;
+pub mod raw_tunnel;
 pub mod slapd;
 pub mod target;
 pub mod transfer;
-pub mod v1_agent;
 pub mod wait;

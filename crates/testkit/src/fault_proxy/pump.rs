@@ -20,63 +20,107 @@ enum Item {
 }
 
 /// Carries bytes both ways until both have ended (`None`) or the connection is to be broken.
-pub(super) async fn both(near: &TcpStream, far: &TcpStream, shared: &Shared) -> Option<Cut> {
-    let up = one(near, far, Way::Up, shared);
-    let down = one(far, near, Way::Down, shared);
-    tokio::try_join!(up, down).err()
-}
-
-async fn one(from: &TcpStream, to: &TcpStream, way: Way, shared: &Shared) -> Result<(), Cut> {
-    let (queue, items) = mpsc::channel(UNDER_WAY);
-    let read = async {
-        // An error of a socket is passed on as what it most likely was.
-        read(from, way, shared, queue).await.map_err(|_| Cut::Reset)
-    };
-    tokio::try_join!(read, write(to, way, shared, items)).map(drop)
-}
-
-async fn read(
-    from: &TcpStream,
-    way: Way,
+pub(super) async fn both(
+    near: &TcpStream,
+    far: &TcpStream,
+    number: usize,
     shared: &Shared,
-    queue: mpsc::Sender<Item>,
-) -> io::Result<()> {
-    let mut rules = shared.rules.subscribe();
-    let mut buf = vec![0; CHUNK];
-    loop {
-        let n = loop {
-            from.readable().await?;
-            match from.try_read(&mut buf) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                other => break other?,
+) -> Option<Cut> {
+    let up = Pump {
+        way: Way::Up,
+        number,
+        shared,
+    };
+    let down = Pump {
+        way: Way::Down,
+        number,
+        shared,
+    };
+    tokio::try_join!(up.run(near, far), down.run(far, near)).err()
+}
+
+/// One direction of a connection.
+struct Pump<'a> {
+    way: Way,
+    number: usize,
+    shared: &'a Shared,
+}
+
+impl Pump<'_> {
+    async fn run(&self, from: &TcpStream, to: &TcpStream) -> Result<(), Cut> {
+        let (queue, items) = mpsc::channel(UNDER_WAY);
+        let read = async {
+            // An error of a socket is passed on as what it most likely was.
+            self.read(from, queue).await.map_err(|_| Cut::Reset)
+        };
+        tokio::try_join!(read, self.write(to, items)).map(drop)
+    }
+
+    async fn read(&self, from: &TcpStream, queue: mpsc::Sender<Item>) -> io::Result<()> {
+        let Self { way, shared, .. } = *self;
+        let mut rules = shared.rules.subscribe();
+        let mut buf = vec![0; CHUNK];
+        loop {
+            let n = loop {
+                from.readable().await?;
+                match from.try_read(&mut buf) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    other => break other?,
+                }
+            };
+            if n == 0 {
+                return Ok(());
             }
-        };
-        if n == 0 {
-            return Ok(());
+            let Ok(lane) = rules
+                .wait_for(|rules| !rules.lane(way).hold)
+                .await
+                .map(|r| r.lane(way))
+            else {
+                return Ok(());
+            };
+            if self.number < lane.dead_below {
+                continue;
+            }
+            let (pass, cut) = spend(shared, way, n);
+            let item = Item::Bytes {
+                due: Instant::now() + lane.delay,
+                bytes: buf[..pass].to_vec(),
+            };
+            let gone = queue.send(item).await.is_err();
+            if let Some(cut) = cut {
+                let _ = queue.send(Item::Cut(cut)).await;
+                return Ok(());
+            }
+            if gone {
+                return Ok(());
+            }
         }
-        let Ok(lane) = rules
-            .wait_for(|rules| !rules.lane(way).hold)
-            .await
-            .map(|r| r.lane(way))
-        else {
-            return Ok(());
-        };
-        if lane.swallow {
-            continue;
+    }
+
+    async fn write(&self, to: &TcpStream, mut items: mpsc::Receiver<Item>) -> Result<(), Cut> {
+        let Self { way, shared, .. } = *self;
+        let mut free = Instant::now();
+        while let Some(item) = items.recv().await {
+            let (due, bytes) = match item {
+                Item::Bytes { due, bytes } => (due, bytes),
+                Item::Cut(cut) => {
+                    shared.cuts.fetch_add(1, Relaxed);
+                    return Err(cut);
+                }
+            };
+            let rate = shared.rules.borrow().lane(way).bytes_per_sec;
+            free = free.max(due);
+            if free > Instant::now() {
+                sleep_until(free).await;
+            }
+            if let Some(rate) = rate {
+                free += Duration::from_secs_f64(bytes.len() as f64 / rate as f64);
+            }
+            write_all(to, &bytes).await.map_err(|_| Cut::Reset)?;
+            shared.bytes[way as usize].fetch_add(bytes.len() as u64, Relaxed);
         }
-        let (pass, cut) = spend(shared, way, n);
-        let item = Item::Bytes {
-            due: Instant::now() + lane.delay,
-            bytes: buf[..pass].to_vec(),
-        };
-        let gone = queue.send(item).await.is_err();
-        if let Some(cut) = cut {
-            let _ = queue.send(Item::Cut(cut)).await;
-            return Ok(());
-        }
-        if gone {
-            return Ok(());
-        }
+        let _ = socket2::SockRef::from(to).shutdown(Shutdown::Write);
+        Ok(())
     }
 }
 
@@ -94,36 +138,6 @@ fn spend(shared: &Shared, way: Way, n: usize) -> (usize, Option<Cut>) {
         }
         None => (n, None),
     }
-}
-
-async fn write(
-    to: &TcpStream,
-    way: Way,
-    shared: &Shared,
-    mut items: mpsc::Receiver<Item>,
-) -> Result<(), Cut> {
-    let mut free = Instant::now();
-    while let Some(item) = items.recv().await {
-        let (due, bytes) = match item {
-            Item::Bytes { due, bytes } => (due, bytes),
-            Item::Cut(cut) => {
-                shared.cuts.fetch_add(1, Relaxed);
-                return Err(cut);
-            }
-        };
-        let rate = shared.rules.borrow().lane(way).bytes_per_sec;
-        free = free.max(due);
-        if free > Instant::now() {
-            sleep_until(free).await;
-        }
-        if let Some(rate) = rate {
-            free += Duration::from_secs_f64(bytes.len() as f64 / rate as f64);
-        }
-        write_all(to, &bytes).await.map_err(|_| Cut::Reset)?;
-        shared.bytes[way as usize].fetch_add(bytes.len() as u64, Relaxed);
-    }
-    let _ = socket2::SockRef::from(to).shutdown(Shutdown::Write);
-    Ok(())
 }
 
 async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {

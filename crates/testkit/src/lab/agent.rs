@@ -208,13 +208,22 @@ impl Agent {
         &self.token_file
     }
 
-    /// Kills the process and starts it again with the same files.
+    /// Kills the process and starts it again with the same files, without waiting for anything.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn respawn(&mut self) -> Result<()> {
+        self.process.kill().await?;
+        self.process = Process::spawn(&self.instance, &mut self.respawn, &self.dir)?;
+        Ok(())
+    }
+
+    /// [`Agent::respawn`], and waits until a hub has acknowledged it.
     ///
     /// # Errors
     /// When it does not come up again.
     pub async fn restart(&mut self) -> Result<()> {
-        self.process.kill().await?;
-        self.process = Process::spawn(&self.instance, &mut self.respawn, &self.dir)?;
+        self.respawn().await?;
         self.wait_ready().await
     }
 

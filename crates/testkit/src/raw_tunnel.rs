@@ -1,4 +1,5 @@
-//! An agent of the older generation: JSON text frames, written by the test line by line.
+//! A WebSocket to a hub that says only what the test says: an agent of the older generation, which
+//! speaks JSON text frames, or a hostile one.
 
 use std::net::SocketAddr;
 
@@ -14,19 +15,32 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::wait::within;
 
-/// A WebSocket to a hub, with nothing agreed but what the test says.
+/// The WebSocket, with nothing agreed but what the test says.
 #[derive(Debug)]
-pub struct V1Agent {
+pub struct RawTunnel {
     socket: WebSocketStream<TcpStream>,
 }
 
-impl V1Agent {
-    /// Upgrades; says nothing.
+impl RawTunnel {
+    /// Upgrades without a subprotocol, as version 1 does; says nothing.
     ///
     /// # Errors
     /// When the hub refuses.
     pub async fn dial(hub: SocketAddr, token: &str) -> Result<Self> {
+        Self::dial_as(hub, token, None).await
+    }
+
+    /// Upgrades with a subprotocol, which the hub must accept; says nothing.
+    ///
+    /// # Errors
+    /// When the hub refuses.
+    pub async fn dial_as(hub: SocketAddr, token: &str, protocol: Option<&str>) -> Result<Self> {
         let mut request = format!("ws://{hub}/tunnel").into_client_request()?;
+        if let Some(protocol) = protocol {
+            request
+                .headers_mut()
+                .insert("Sec-WebSocket-Protocol", protocol.parse()?);
+        }
         let bearer = format!("Bearer {token}").parse().context("token")?;
         request.headers_mut().insert("Authorization", bearer);
         let stream = TcpStream::connect(hub).await?;
@@ -39,7 +53,7 @@ impl V1Agent {
         Ok(Self { socket })
     }
 
-    /// Upgrades, says HELLO and waits for the acknowledgement.
+    /// Upgrades, says a version 1 HELLO and waits for the acknowledgement.
     ///
     /// # Errors
     /// When the hub refuses.

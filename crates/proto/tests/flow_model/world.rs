@@ -1,9 +1,5 @@
-//! Two ends of a flow against a reference model, over random interleavings of bytes, credits, FIN,
-//! RST, cuts at any byte, attaches, refusals, and duplicated and stale frames.
-//!
-//! `NOWCONNECT_FLOW_CASES` sets the number of cases (default 100,000).
-
-#![allow(clippy::expect_used, clippy::panic)]
+//! The reference model: two ends of a flow, the path between them, and everything that can happen
+//! to it. Shared by the property tests and the fuzzer.
 
 use std::collections::VecDeque;
 
@@ -11,7 +7,6 @@ use bytes::{Bytes, BytesMut};
 use nowconnect_proto::flow::{Ending, Side, Step};
 use nowconnect_proto::frame::{self, Frame, Open, OpenMode};
 use nowconnect_proto::{Cid, Flow, FlowId, Reason, Secret};
-use proptest::prelude::*;
 
 const ID: FlowId = FlowId(1);
 const MAX_PAYLOAD: usize = 700;
@@ -436,7 +431,8 @@ fn side(arg: u16) -> Side {
     }
 }
 
-fn run(ops: &[(u8, u16)], aborts: bool) {
+/// Plays `ops` (what, and an argument), lets the faults stop, and checks how it ended.
+pub(crate) fn run(ops: &[(u8, u16)], aborts: bool) {
     let mut world = World::new();
     let mut queue: VecDeque<_> = ops.iter().copied().collect();
     while let Some((op, arg)) = queue.pop_front() {
@@ -489,27 +485,4 @@ fn run(ops: &[(u8, u16)], aborts: bool) {
         world.check_bounds();
     }
     world.settle();
-}
-
-fn cases() -> u32 {
-    std::env::var("NOWCONNECT_FLOW_CASES")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(100_000)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 20_000, ..ProptestConfig::default() })]
-
-    /// Whatever happens to the path, each direction's bytes arrive exactly once and in order.
-    #[test]
-    fn bytes_survive_every_cut(ops in prop::collection::vec((0u8..27, any::<u16>()), 1..120)) {
-        run(&ops, false);
-    }
-
-    /// The same where either end may also give up: then the other learns of it.
-    #[test]
-    fn an_abort_reaches_the_other_end(ops in prop::collection::vec((0u8..27, any::<u16>()), 1..120)) {
-        run(&ops, true);
-    }
 }

@@ -1,0 +1,139 @@
+//! `limits.memory_budget_mb` bounds what flows make the processes hold, whoever stalls.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nowconnect_testkit::lab::{Hub, Lab};
+use nowconnect_testkit::pattern::Pattern;
+use nowconnect_testkit::target::Target;
+use nowconnect_testkit::transfer::echo;
+use nowconnect_testkit::wait::within;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+const FLOWS: usize = 2000;
+const BUDGET_MB: u64 = 32;
+/// Everything but payload: a flow's state, socket bookkeeping and log lines in the allocator.
+const PER_FLOW_KIB: u64 = 24;
+
+fn lab() -> Result<Lab> {
+    Lab::new(env!("CARGO_BIN_EXE_nowconnect"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heavy_2000_clients_that_stop_reading_stay_within_the_budget() -> Result<()> {
+    let (lab, source, server) = (lab()?, Target::source(4).await?, Target::echo().await?);
+    let connectors = [("source", source.addr()), ("echo", server.addr())];
+    let hub = lab
+        .hub_for(&connectors)
+        .set("limits.memory_budget_mb", BUDGET_MB);
+    let hub = hub.set("limits.max_conn_total", 3000).start().await?;
+    let agent = lab
+        .agent_for(&connectors)
+        .to(&hub)
+        .set("limits.max_inflight_cids", 3000);
+    let agent = agent
+        .set("limits.memory_budget_mb", BUDGET_MB)
+        .start()
+        .await?;
+    let (hub_before, agent_before) = (hub.resident_bytes()?, agent.resident_bytes()?);
+
+    let mut stalled = open_slowly(hub.listener_addr("source")?).await?;
+    source.wait_accepted(FLOWS).await?;
+    let bound = (BUDGET_MB << 20) + FLOWS as u64 * (PER_FLOW_KIB << 10);
+    let mut worst = (0, 0);
+    for _ in 0..20 {
+        echo(&mut hub.connect("echo").await?, Pattern(1), 0, 100_000).await?;
+        let now = (hub.resident_bytes()?, agent.resident_bytes()?);
+        worst = (
+            worst.0.max(now.0 - hub_before),
+            worst.1.max(now.1 - agent_before),
+        );
+    }
+    ensure!(
+        worst.0 < bound,
+        "the hub grew by {} KiB, bound {} KiB",
+        worst.0 >> 10,
+        bound >> 10
+    );
+    ensure!(
+        worst.1 < bound,
+        "the agent grew by {} KiB, bound {} KiB",
+        worst.1 >> 10,
+        bound >> 10
+    );
+
+    // Nothing was lost while they stalled, and each can go on.
+    for index in [0, FLOWS / 2, FLOWS - 1] {
+        let mut bytes = vec![0; 1_000_000];
+        let client = stalled.get_mut(index).context("a stalled client")?;
+        within("a stalled flow", client.read_exact(&mut bytes)).await??;
+        Pattern(4).check(0, &bytes)?;
+    }
+    drop(stalled);
+    hub.wait_idle("source").await
+}
+
+async fn open_slowly(listener: SocketAddr) -> Result<Vec<TcpStream>> {
+    let mut clients = Vec::new();
+    for _ in 0..FLOWS {
+        let socket = TcpSocket::new_v4()?;
+        // A small window, so that the bytes wait in the tunnel and not in this kernel.
+        socket.set_recv_buffer_size(4096)?;
+        clients.push(within("a client", socket.connect(listener)).await??);
+    }
+    Ok(clients)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heavy_targets_that_stop_reading_stay_within_the_budget() -> Result<()> {
+    let (lab, stalled, server) = (lab()?, Target::stalled().await?, Target::echo().await?);
+    let connectors = [("stalled", stalled.addr()), ("echo", server.addr())];
+    let hub = lab
+        .hub_for(&connectors)
+        .set("limits.memory_budget_mb", BUDGET_MB)
+        .start()
+        .await?;
+    let agent = lab
+        .agent_for(&connectors)
+        .to(&hub)
+        .set("limits.memory_budget_mb", BUDGET_MB);
+    let agent = agent.start().await?;
+    let (hub_before, agent_before) = (hub.resident_bytes()?, agent.resident_bytes()?);
+    let mut pushing = Vec::new();
+    for _ in 0..300 {
+        pushing.push(push_until_stalled(&hub).await?);
+    }
+    echo(&mut hub.connect("echo").await?, Pattern(1), 0, 100_000).await?;
+    let bound = (BUDGET_MB << 20) + 300 * (PER_FLOW_KIB << 10);
+    let (hub_grown, agent_grown) = (
+        hub.resident_bytes()? - hub_before,
+        agent.resident_bytes()? - agent_before,
+    );
+    ensure!(hub_grown < bound, "the hub grew by {} KiB", hub_grown >> 10);
+    ensure!(
+        agent_grown < bound,
+        "the agent grew by {} KiB",
+        agent_grown >> 10
+    );
+    drop(pushing);
+    hub.wait_idle("stalled").await
+}
+
+/// Writes until nobody takes more.
+async fn push_until_stalled(hub: &Hub) -> Result<TcpStream> {
+    let mut client = hub.connect("stalled").await?;
+    socket2::SockRef::from(&client).set_send_buffer_size(4096)?;
+    let chunk = vec![7; 64 * 1024];
+    let mut total = 0;
+    while let Ok(wrote) = timeout(Duration::from_millis(100), client.write(&chunk)).await {
+        total += wrote?;
+        ensure!(
+            total < 64 << 20,
+            "64 MiB went into a flow that nobody reads"
+        );
+    }
+    Ok(client)
+}

@@ -1,0 +1,51 @@
+//! The first thing that a newcomer runs.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use nowconnect_testkit::program;
+use tokio::process::Command;
+
+#[tokio::test]
+async fn quickstart_searches_a_real_directory_and_leaves_nothing_behind() -> Result<()> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../quickstart");
+    let temporary = tempfile::tempdir()?;
+    let mut command = Command::new(script);
+    command
+        .arg("--once")
+        .current_dir("/")
+        .env("TMPDIR", temporary.path());
+    command.env("NOWCONNECT_BIN", env!("CARGO_BIN_EXE_nowconnect"));
+    let done = program::finish(&mut command).await?;
+    ensure!(done.status.success(), "{}\n{}", done.stdout, done.stderr);
+    for word in [
+        "mail: ada.lovelace@example.org",
+        "12 entries in all",
+        "Everything worked",
+    ] {
+        ensure!(
+            done.stdout.contains(word),
+            "nothing about {word:?}:\n{}",
+            done.stdout
+        );
+    }
+    for moved in [
+        "nowconnect_tcp_connections_total{connector=\"ldap\"}",
+        "nowconnect_tcp_bytes_total",
+    ] {
+        ensure!(
+            done.stdout.contains(moved),
+            "{moved} did not move:\n{}",
+            done.stdout
+        );
+    }
+    ensure!(
+        !done.stdout.contains('\u{1b}'),
+        "colours without a terminal"
+    );
+    ensure!(
+        std::fs::read_dir(temporary.path())?.count() == 0,
+        "files were left behind"
+    );
+    Ok(())
+}
