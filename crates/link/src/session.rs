@@ -68,7 +68,8 @@ pub trait LinkEvents: Send + Sync {
     /// A frame of the link itself: UPDATE, TOKEN, their answers, GOAWAY.
     fn on_control(&self, link: &Arc<Link>, frame: Frame);
 
-    /// A malformed or forbidden message; the link closes. `kind` is a metric label.
+    /// A malformed or forbidden message. `kind` is a metric label. What can be blamed on one flow
+    /// ends that flow; after anything else the link closes itself.
     fn on_protocol_error(&self, link: &Arc<Link>, kind: &'static str);
 }
 

@@ -236,13 +236,17 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    fn violated(&self, link: &Link, kind: &str) {
+    fn count(&self, kind: &str) {
         self.metrics
             .tunnels
             .protocol_errors
             .with(["tunnel", kind])
             .inc();
         tracing::warn!(event = "protocol_error", agent_id = %self.agent_id, kind);
+    }
+
+    fn violated(&self, link: &Link, kind: &str) {
+        self.count(kind);
         link.close(Reason::ProtocolError);
     }
 }
@@ -259,8 +263,9 @@ impl LinkEvents for Mailbox {
         }
     }
 
-    fn on_protocol_error(&self, link: &Arc<Link>, kind: &'static str) {
-        self.violated(link, kind);
+    fn on_protocol_error(&self, _: &Arc<Link>, kind: &'static str) {
+        // The link closes itself when it must; what concerns one flow ends one flow.
+        self.count(kind);
     }
 }
 
