@@ -17,6 +17,13 @@ impl Failure {
         Failure::Usage(error.into())
     }
 
+    /// Everything that is wrong with a configuration, one problem a line.
+    pub(crate) fn configuration(problems: nowconnect_settings::Problems) -> Self {
+        Failure::Usage(anyhow::anyhow!(
+            "the configuration cannot be used:\n{problems}"
+        ))
+    }
+
     /// Prints the error with its causes to stderr and gives the exit code.
     pub(crate) fn report(self) -> ExitCode {
         let (error, code) = match &self {

@@ -4,7 +4,6 @@ mod line;
 mod writer;
 
 use std::io::IsTerminal as _;
-use std::sync::Mutex;
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
@@ -21,9 +20,13 @@ const OURS: &str = "nowconnect";
 
 /// The process's log. Dropping it writes out what waits, for at most a second.
 pub(crate) struct Log {
-    filter: Mutex<reload::Handle<Targets, Registry>>,
+    level: LevelControl,
     _flush: Flush,
 }
+
+/// Changes what is logged while the process runs.
+#[derive(Clone)]
+pub(crate) struct LevelControl(reload::Handle<Targets, Registry>);
 
 impl Log {
     /// Starts logging to stdout.
@@ -43,18 +46,21 @@ impl Log {
             to_stderr(info);
         }));
         Ok(Self {
-            filter: Mutex::new(handle),
+            level: LevelControl(handle),
             _flush: flush,
         })
     }
 
-    /// Changes the least important level that is logged, at once.
-    pub(crate) fn set_level(&self, level: LevelFilter) {
-        let handle = self
-            .filter
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Err(error) = handle.modify(|filter| *filter = targets(level)) {
+    /// To change the level later.
+    pub(crate) fn level(&self) -> LevelControl {
+        self.level.clone()
+    }
+}
+
+impl LevelControl {
+    /// Sets the least important level that is logged, at once.
+    pub(crate) fn set(&self, level: LevelFilter) {
+        if let Err(error) = self.0.modify(|filter| *filter = targets(level)) {
             tracing::warn!(event = "log_level_unchanged", error = %error);
         }
     }

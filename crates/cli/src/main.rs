@@ -1,14 +1,14 @@
 //! The `nowconnect` binary: arguments in, exit code out; one file per subcommand.
 
-#![allow(dead_code)] // until the services that log and take signals are wired in
-
 mod completions;
 mod duration;
 mod failure;
+mod hub;
 mod logging;
 mod man;
 mod replace_file;
 mod runtime;
+mod service;
 mod signals;
 mod systemd;
 mod token;
@@ -40,6 +40,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(visible_alias = "cloud")]
+    Hub(hub::Args),
     Token(token::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -47,6 +49,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Hub(args) => hub::run(args),
         Command::Token(args) => token::run(args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

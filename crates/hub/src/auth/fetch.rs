@@ -16,7 +16,7 @@ use hyper_util::rt::TokioExecutor;
 use crate::config::JwksSource;
 
 /// Bytes of the largest document that is read.
-pub const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
+pub(super) const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 
 /// A document, and how long its server says it keeps.
 #[derive(Debug)]

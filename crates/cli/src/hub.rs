@@ -1,0 +1,95 @@
+//! `nowconnect hub`: the cloud side.
+
+use std::path::PathBuf;
+
+use nowconnect_hub::config::HubConfig;
+use nowconnect_hub::hub::{Hub, HubError};
+use nowconnect_settings::{Env, Loaded, Source};
+
+use crate::failure::Failure;
+use crate::logging::{LevelControl, Log};
+use crate::runtime::{Threads, raise_open_files};
+use crate::service::{Service, level_filter, log_warnings, serve, start_log};
+use crate::signals::Signals;
+
+const EXAMPLES: &str = "\
+Examples:
+  nowconnect check --config cloud.yaml
+  nowconnect hub --config cloud.yaml
+  NC_CONFIG=/etc/nowconnect/cloud.yaml LOG_LEVEL=DEBUG nowconnect hub
+
+SIGHUP, or a change of the file or of a certificate, key or JWKS file, reloads the configuration.
+SIGTERM and SIGINT drain: agents are sent to other hubs and flows get limits.drain_timeout_sec to
+end; a second signal ends at once with exit code 1.";
+
+/// Run a hub: the cloud side, where clients connect
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Configuration file (cloud.yaml) [env: NC_CONFIG]; without one, environment and defaults
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let source = Source::new(args.config, Env::of_process());
+    let loaded = HubConfig::load(&source).map_err(Failure::configuration)?;
+    let observability = &loaded.config.observability;
+    let log = start_log(observability.log_level, observability.log_format)?;
+    raise_open_files();
+    args.threads.block_on(run_hub(source, loaded, &log))?
+}
+
+async fn run_hub(source: Source, loaded: Loaded<HubConfig>, log: &Log) -> Result<(), Failure> {
+    let signals = Signals::install()?;
+    let files = loaded.files();
+    let hub = HubService::start(source, loaded, log.level()).await?;
+    serve(hub, files, signals).await
+}
+
+/// A hub and where its configuration comes from.
+pub(crate) struct HubService {
+    source: Source,
+    hub: Hub,
+}
+
+impl HubService {
+    /// Starts a hub whose log level follows its configuration.
+    pub(crate) async fn start(
+        source: Source,
+        loaded: Loaded<HubConfig>,
+        level: LevelControl,
+    ) -> Result<Self, Failure> {
+        log_warnings(&loaded.warnings);
+        let follow = Box::new(move |configured| level.set(level_filter(configured)));
+        let hub = Hub::start(loaded.config, follow)
+            .await
+            .map_err(|error| match error {
+                HubError::Bind(_) => Failure::from(error),
+                HubError::Tls(_) | HubError::Unavailable(_) => Failure::usage(error),
+            })?;
+        Ok(Self { source, hub })
+    }
+}
+
+impl Service for HubService {
+    async fn reload(&mut self) -> Option<Vec<PathBuf>> {
+        let loaded = match HubConfig::load(&self.source) {
+            Ok(loaded) => loaded,
+            Err(problems) => {
+                self.hub.reject_reload(&problems);
+                return None;
+            }
+        };
+        let files = loaded.files();
+        log_warnings(&loaded.warnings);
+        // The hub says itself, in its log and metrics, whether it took it.
+        self.hub.reload(loaded.config).await.ok().map(|_| files)
+    }
+
+    async fn stop(self) {
+        self.hub.drain().await;
+    }
+}
