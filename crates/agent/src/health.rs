@@ -8,8 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
@@ -22,7 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nowconnect_link::metrics::Format;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -44,40 +43,69 @@ const JSON: &str = "application/json";
 /// Whether the agent can serve: written by the tunnels, read by probes.
 #[derive(Debug, Default)]
 pub struct Readiness {
-    tunnels: AtomicUsize,
-    draining: AtomicBool,
+    state: watch::Sender<State>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct State {
+    tunnels: usize,
+    /// When the latest tunnel came up.
+    since: Option<Instant>,
+    draining: bool,
+}
+
+impl State {
+    fn status(self) -> &'static str {
+        if self.draining {
+            "draining"
+        } else if self.tunnels == 0 {
+            "connecting"
+        } else {
+            "ready"
+        }
+    }
 }
 
 impl Readiness {
     /// A hub has acknowledged a tunnel, which is up until the guard is dropped.
     pub fn tunnel_up(self: &Arc<Self>) -> TunnelUp {
-        self.tunnels.fetch_add(1, Ordering::Relaxed);
-        TunnelUp(self.clone())
+        self.state.send_modify(|state| {
+            state.tunnels += 1;
+            state.since = Some(Instant::now());
+        });
+        TunnelUp(Arc::clone(self))
     }
 
     /// The agent is about to stop.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.state.send_modify(|state| state.draining = true);
     }
 
     /// Tunnels that are up.
     pub fn tunnels(&self) -> usize {
-        self.tunnels.load(Ordering::Relaxed)
+        self.state.borrow().tunnels
+    }
+
+    /// How long there has been a tunnel.
+    pub fn up_for(&self) -> Option<Duration> {
+        let state = *self.state.borrow();
+        state
+            .since
+            .filter(|_| state.tunnels > 0)
+            .map(|since| since.elapsed())
     }
 
     /// Whether flows can be opened now.
     pub fn is_ready(&self) -> bool {
-        self.status() == "ready"
+        self.state.borrow().status() == "ready"
     }
 
-    fn status(&self) -> &'static str {
-        if self.draining.load(Ordering::Relaxed) {
-            "draining"
-        } else if self.tunnels() == 0 {
-            "connecting"
-        } else {
-            "ready"
-        }
+    /// Waits until readiness is `wanted`.
+    pub async fn becomes(&self, wanted: bool) {
+        let mut state = self.state.subscribe();
+        let _ = state
+            .wait_for(|state| (state.status() == "ready") == wanted)
+            .await;
     }
 }
 
@@ -87,7 +115,7 @@ pub struct TunnelUp(Arc<Readiness>);
 
 impl Drop for TunnelUp {
     fn drop(&mut self) {
-        self.0.tunnels.fetch_sub(1, Ordering::Relaxed);
+        self.0.state.send_modify(|state| state.tunnels -= 1);
     }
 }
 
@@ -194,13 +222,12 @@ impl Surface {
         match request.uri().path() {
             "/healthz" => page(StatusCode::OK, JSON, r#"{"status":"ok"}"#.to_owned()),
             "/readyz" => {
-                let ready = self.readiness.is_ready();
-                let code = if ready {
-                    StatusCode::OK
-                } else {
-                    StatusCode::SERVICE_UNAVAILABLE
+                let state = *self.readiness.state.borrow();
+                let (status, tunnels) = (state.status(), state.tunnels);
+                let code = match status {
+                    "ready" => StatusCode::OK,
+                    _ => StatusCode::SERVICE_UNAVAILABLE,
                 };
-                let (status, tunnels) = (self.readiness.status(), self.readiness.tunnels());
                 page(
                     code,
                     JSON,

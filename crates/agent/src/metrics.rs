@@ -34,6 +34,8 @@ pub struct Metrics {
     pub config_reloads: Vector<Counter, 1>,
     /// Seconds that bytes of targets waited for credit.
     pub blocked_seconds: SecondsCounter,
+    /// Flows that were refused, by `connector` and `reason`.
+    pub refused: Vector<Counter, 2>,
     /// What the flow engine is to count with.
     pub engine: EngineCounters,
     /// Flows that ended because no new path came in time.
@@ -51,7 +53,6 @@ struct Families {
     bytes: Vector<Counter, 2>,
     duration: Vector<Histogram, 1>,
     open_latency: Vector<Histogram, 1>,
-    refused: Vector<Counter, 2>,
     queue_overflow: Vector<Counter, 2>,
     queue_size: Vector<Gauge, 1>,
 }
@@ -69,15 +70,6 @@ pub struct ConnectorMetrics {
     pub open_latency: Histogram,
     /// What the flow engine counts.
     pub flow: FlowCounters,
-    name: String,
-    refused: Vector<Counter, 2>,
-}
-
-impl ConnectorMetrics {
-    /// OPENs that were refused for `reason`.
-    pub fn refused(&self, reason: Reason) {
-        self.refused.with([&self.name, reason.name()]).inc();
-    }
 }
 
 impl Metrics {
@@ -136,6 +128,11 @@ impl Metrics {
                     ["side"],
                 )
                 .with(["agent"]),
+            refused: r.counters(
+                "nowconnect_agent_refused_total",
+                "Flows that were refused, by reason: connect_failed, timeout, dns_failed and others",
+                ["connector", "reason"],
+            ),
             engine: engine(&mut r, resumes.with(["resumed"])),
             expired: resumes.with(["expired"]),
             families: Families::register(&mut r),
@@ -154,6 +151,11 @@ impl Metrics {
         let made = Arc::new(self.families.connector(name));
         connectors.insert(name.to_owned(), made.clone());
         made
+    }
+
+    /// A flow of `connector` was refused.
+    pub fn refused(&self, connector: &str, reason: Reason) {
+        self.refused.with([connector, reason.name()]).inc();
     }
 
     /// Calls `refresh` before each scrape, for values that are read rather than counted.
@@ -234,11 +236,6 @@ impl Families {
                 connector,
                 || Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0]),
             ),
-            refused: r.counters(
-                "nowconnect_agent_refused_total",
-                "Flows that were refused, by reason: connect_failed, timeout, dns_failed and others",
-                ["connector", "reason"],
-            ),
             queue_overflow: r.counters(
                 "nowconnect_queue_overflow_total",
                 "Flows reset because a version 1 queue was full; side is the receiver that was too slow",
@@ -264,8 +261,6 @@ impl Families {
                 inbox_bytes: self.queue_size.with([name]),
                 queue_overflow: self.queue_overflow.with(["agent", name]),
             },
-            name: name.to_owned(),
-            refused: self.refused.clone(),
         }
     }
 }

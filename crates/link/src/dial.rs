@@ -27,8 +27,8 @@ pub use url::{WsUrl, WsUrlError};
 /// How to reach WebSocket servers.
 #[derive(Debug)]
 pub struct Dialer {
-    /// Whom to trust, and what to present.
-    pub tls: Arc<LiveClientConfig>,
+    /// Whom to trust, and what to present; `None` reaches only `ws://`.
+    pub tls: Option<Arc<LiveClientConfig>>,
     /// Which servers are reached through a proxy.
     pub proxies: ProxyRules,
     /// For everything together, from the name to the end of the TLS handshake.
@@ -64,9 +64,12 @@ impl Dialer {
         if !url.is_tls() {
             return Ok(Stream::Plain(BufferedIo::direct(io, leftover)));
         }
-        let connect = TlsConnector::from(self.tls.current())
-            .connect(url.server_name(), BufferedIo::new(io, leftover));
         let to = url.authority();
+        let Some(tls) = &self.tls else {
+            return Err(DialError::NoTls { to });
+        };
+        let connect = TlsConnector::from(tls.current())
+            .connect(url.server_name(), BufferedIo::new(io, leftover));
         match deadline.limit(Stage::Tls, &to, connect).await? {
             Ok(tls) => Ok(Stream::Tls(Box::new(tls.into()))),
             Err(source) => Err(DialError::Tls { to, source }),

@@ -71,7 +71,7 @@ impl Pki {
     fn dialer(&self, proxy: Option<&str>) -> Dialer {
         let proxy = proxy.map(|url| Proxy::parse("test", url).unwrap());
         Dialer {
-            tls: Arc::clone(&self.client),
+            tls: Some(Arc::clone(&self.client)),
             proxies: ProxyRules::new(proxy.clone(), proxy, ""),
             timeout: TIMEOUT,
             tcp: TcpOptions {

@@ -90,6 +90,12 @@ pub enum DialError {
         /// From rustls or from the socket.
         source: io::Error,
     },
+    /// A `wss://` URL, and no CA to trust.
+    #[error("TLS with {to} is not possible: no trusted CA certificates were loaded")]
+    NoTls {
+        /// `host:port`.
+        to: String,
+    },
 }
 
 /// What a [`DialError`] comes down to, for metrics, refusals and retries.
@@ -184,7 +190,7 @@ impl DialError {
             Self::Timeout { .. } => DialErrorKind::Timeout,
             Self::Proxy { .. } | Self::ProxyRefused { .. } => DialErrorKind::Proxy,
             Self::ProxyAuth { .. } => DialErrorKind::ProxyAuth,
-            Self::Tls { .. } => DialErrorKind::Tls,
+            Self::Tls { .. } | Self::NoTls { .. } => DialErrorKind::Tls,
         }
     }
 }

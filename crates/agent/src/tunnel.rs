@@ -1,0 +1,285 @@
+//! One tunnel: from dialing a hub to its acknowledgement, and what the hub says afterwards.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use nowconnect_link::counters::Engine;
+use nowconnect_link::dial::WsUrl;
+use nowconnect_link::session::{
+    self, Carrier, CarrierError, Link, LinkClosed, LinkConfig, LinkEvents, Peer,
+};
+use nowconnect_link::stream::Stream;
+use nowconnect_link::tasks::Tasks;
+use nowconnect_link::upgrade::{self, Bearer, ClientRequest};
+use nowconnect_link::wire::Wire;
+use nowconnect_link::ws;
+use nowconnect_proto::frame::Open;
+use nowconnect_proto::hello::{Body, Hello, HelloAck, Instance, Token, TokenAck, UpdateAck};
+use nowconnect_proto::json_v1::bridge::{self, Bridge, BridgeConfig};
+use nowconnect_proto::{FlowId, Frame, Reason};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::config::{AgentConfig, Protocol};
+use crate::failure::Failure;
+use crate::flows::Flows;
+use crate::metrics::Metrics;
+use crate::token::{self, TokenError};
+use crate::uplink::Uplink;
+
+/// From the end of dialing to the hub's acknowledgement.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// The subprotocol of version 2; a hub that does not choose it speaks version 1.
+const V2: &str = "nowconnect.v2";
+/// What flows of version 1 may hold beyond their windows, all together, in bytes.
+const V1_QUEUE: usize = 16 << 20;
+/// Words of the hub about the tunnel that may wait for us; one that says more is broken.
+const CONTROLS: usize = 64;
+const USER_AGENT: &str = concat!("nowconnect-agent/", env!("CARGO_PKG_VERSION"));
+
+/// Makes tunnels, all of which carry the same flows.
+#[derive(Debug)]
+pub(crate) struct Tunnels {
+    /// This start of the process.
+    pub(crate) instance: Instance,
+    /// The highest epoch that a hub has told.
+    pub(crate) epoch_seen: AtomicU64,
+    pub(crate) uplink: Arc<Uplink>,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) flows: Arc<Flows>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// The drivers of links.
+    pub(crate) links: Tasks,
+}
+
+/// A tunnel that a hub has acknowledged.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    pub(crate) link: Arc<Link>,
+    pub(crate) ack: HelloAck,
+    /// What was presented last.
+    pub(crate) token: Token,
+    /// What was exported last.
+    pub(crate) connectors: Vec<String>,
+    pub(crate) controls: mpsc::Receiver<Control>,
+    pub(crate) driver: JoinHandle<LinkClosed>,
+}
+
+/// What a hub says about the tunnel itself.
+#[derive(Debug)]
+pub(crate) enum Control {
+    /// It wants us to go elsewhere, within this time.
+    GoAway(Reason, Duration),
+    /// What became of a TOKEN.
+    Token(TokenAck),
+    /// What became of an UPDATE.
+    Update(UpdateAck),
+}
+
+impl Tunnels {
+    /// Dials `url`, introduces the agent, and starts the link.
+    pub(crate) async fn open(
+        &self,
+        url: &WsUrl,
+        config: &Arc<AgentConfig>,
+    ) -> Result<Tunnel, Failure> {
+        let path = &config.tunnel.token_file;
+        let token = token::read(path).await?;
+        let bearer =
+            Bearer::new(&token.token).map_err(|_| TokenError::Content { path: path.clone() })?;
+        let (uplink, for_uplink) = (Arc::clone(&self.uplink), Arc::clone(config));
+        let dialer = tokio::task::spawn_blocking(move || uplink.dialer(&for_uplink))
+            .await
+            .map_err(|_| Failure::Stopping)??;
+        let stream = dialer.dial(url).await?;
+        let (mut carrier, connectors) = (
+            timeout(HANDSHAKE, self.upgrade(stream, url, &bearer, config))
+                .await
+                .map_err(|_| Failure::Timeout(HANDSHAKE))??,
+            self.flows.targets().names(),
+        );
+        let hello = self.hello(config, connectors.clone());
+        let ack = timeout(HANDSHAKE, introduce(&mut carrier, &hello))
+            .await
+            .map_err(|_| Failure::Timeout(HANDSHAKE))??;
+        Ok(self.start(carrier, config, ack, token, connectors))
+    }
+
+    async fn upgrade(
+        &self,
+        stream: Stream,
+        url: &WsUrl,
+        bearer: &Bearer,
+        config: &AgentConfig,
+    ) -> Result<Carrier<Stream>, Failure> {
+        let protocols: &[_] = match config.tunnel.protocol {
+            Protocol::V1 => &[],
+            Protocol::V2 => &[V2],
+        };
+        let request = ClientRequest {
+            uri: url.uri(),
+            protocols,
+            bearer: Some(bearer),
+            user_agent: USER_AGENT,
+            headers: http::HeaderMap::new(),
+        };
+        let upgraded = upgrade::connect(stream, &request).await?;
+        let max_payload = config.tunnel.max_ws_payload;
+        let wire = match upgraded.protocol {
+            Some(_) => Wire::V2 { max_payload },
+            None => Wire::v1(self.bridge(config)),
+        };
+        let (role, mask) = (ws::Role::Client, url.mask());
+        Ok(Carrier::new(
+            upgraded.io,
+            upgraded.leftover,
+            role,
+            mask,
+            wire,
+            max_payload,
+        ))
+    }
+
+    fn bridge(&self, config: &AgentConfig) -> Bridge {
+        let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        Bridge::new(BridgeConfig {
+            role: bridge::Role::Agent,
+            instance: self.instance,
+            max_payload: u32::try_from(config.tunnel.max_ws_payload).unwrap_or(u32::MAX),
+            queue_depth: config.limits.queue_depth_per_cid,
+            queue_bytes: V1_QUEUE,
+            consent_ms: 0,
+            ping_ms: (
+                millis(config.tunnel.ping_interval),
+                millis(config.tunnel.ping_timeout),
+            ),
+        })
+    }
+
+    fn hello(&self, config: &AgentConfig, connectors: Vec<String>) -> Hello {
+        Hello {
+            agent_id: config.tunnel.agent_id.clone(),
+            instance: self.instance,
+            connectors,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch_seen: self.epoch_seen.load(Ordering::Relaxed),
+            initial_window: self.engine.budget.first_window(),
+            max_payload: u32::try_from(config.tunnel.max_ws_payload).unwrap_or(u32::MAX),
+            features: Vec::new(),
+        }
+    }
+
+    fn start(
+        &self,
+        carrier: Carrier<Stream>,
+        config: &AgentConfig,
+        ack: HelloAck,
+        token: Token,
+        connectors: Vec<String>,
+    ) -> Tunnel {
+        self.epoch_seen.fetch_max(ack.epoch, Ordering::Relaxed);
+        self.flows
+            .set_hub_grace(Duration::from_millis(ack.resume_grace_ms.into()));
+        let theirs = usize::try_from(ack.max_payload).unwrap_or(usize::MAX);
+        let link_config = LinkConfig {
+            role: session::Role::Answerer,
+            peer: Peer {
+                name: ack.hub.as_str().into(),
+                first_window: ack.initial_window,
+                max_payload: config.tunnel.max_ws_payload.min(theirs),
+            },
+            ping_interval: config.tunnel.ping_interval,
+            ping_timeout: config.tunnel.ping_timeout,
+        };
+        let (sender, controls) = mpsc::channel(CONTROLS);
+        let events = Arc::new(Events {
+            epoch: ack.epoch,
+            controls: sender,
+            flows: Arc::clone(&self.flows),
+            metrics: Arc::clone(&self.metrics),
+        });
+        let (link, driver) = session::start(carrier, &link_config, &self.engine, events);
+        let driver = self.links.spawn("tunnel", driver);
+        Tunnel {
+            link,
+            ack,
+            token,
+            connectors,
+            controls,
+            driver,
+        }
+    }
+}
+
+/// Says HELLO and waits for the answer.
+async fn introduce(carrier: &mut Carrier<Stream>, hello: &Hello) -> Result<HelloAck, Failure> {
+    carrier
+        .send(Frame::Hello(hello.encode()?.into()))
+        .await
+        .map_err(CarrierError::Io)?;
+    match carrier.receive().await {
+        Ok(Frame::HelloAck(body)) => Ok(HelloAck::decode(&body)?),
+        Ok(Frame::GoAway { reason, .. }) => Err(Failure::Refused(reason)),
+        Ok(other) => Err(Failure::Unexpected(other.name())),
+        Err(CarrierError::Closed(Some(word)))
+            if Reason::from_name(&word) != Reason::Unspecified =>
+        {
+            Err(Failure::Refused(Reason::from_name(&word)))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What a link's driver tells us, on the link's own task.
+struct Events {
+    epoch: u64,
+    controls: mpsc::Sender<Control>,
+    flows: Arc<Flows>,
+    metrics: Arc<Metrics>,
+}
+
+impl LinkEvents for Events {
+    fn on_open(&self, link: &Arc<Link>, id: FlowId, open: Open) {
+        self.flows.open(link, id, &open, self.epoch);
+    }
+
+    fn on_control(&self, link: &Arc<Link>, frame: Frame) {
+        let Some(control) = read_control(frame) else {
+            self.on_protocol_error(link, "unexpected_frame");
+            return link.close(Reason::ProtocolError);
+        };
+        if let Control::GoAway(..) = control {
+            link.leave();
+        }
+        if self.controls.try_send(control).is_err() && !self.controls.is_closed() {
+            self.on_protocol_error(link, "control_flood");
+            link.close(Reason::ProtocolError);
+        }
+    }
+
+    fn on_protocol_error(&self, link: &Arc<Link>, kind: &'static str) {
+        self.metrics.protocol_errors.with(["tunnel", kind]).inc();
+        tracing::warn!(event = "protocol_error", hub = %link.peer().name, kind);
+    }
+}
+
+fn read_control(frame: Frame) -> Option<Control> {
+    fn body<B: Body>(body: &Bytes) -> Option<B> {
+        B::decode(body).ok()
+    }
+    match frame {
+        Frame::GoAway {
+            reason,
+            deadline_ms,
+        } => Some(Control::GoAway(
+            reason,
+            Duration::from_millis(deadline_ms.into()),
+        )),
+        Frame::TokenAck(ack) => body(&ack).map(Control::Token),
+        Frame::UpdateAck(ack) => body(&ack).map(Control::Update),
+        _ => None,
+    }
+}
