@@ -46,3 +46,48 @@ pub(crate) fn receive(stream: &mut TcpStream, seed: u32) -> io::Result<u64> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    const SEED: u32 = 7;
+
+    /// What the receiver makes of chunks with these numbers and a change at one place.
+    fn received(marks: &[u32], seed: u32, change: Option<usize>) -> io::Result<u64> {
+        let mut bytes = Vec::new();
+        for mark in marks {
+            bytes.extend_from_slice(&SEED.to_le_bytes());
+            bytes.extend_from_slice(&mark.to_le_bytes());
+            bytes.extend_from_slice(payload(SEED, CHUNK - CHUNK_HEADER));
+        }
+        if let Some(place) = change {
+            bytes[place] ^= 1;
+        }
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let mut sender = TcpStream::connect(listener.local_addr()?)?;
+        let (mut receiver, _) = listener.accept()?;
+        std::thread::scope(|scope| {
+            scope.spawn(move || sender.write_all(&bytes).ok());
+            let outcome = receive(&mut receiver, seed);
+            drop(receiver);
+            outcome
+        })
+    }
+
+    #[test]
+    fn chunks_in_order_arrive() {
+        assert_eq!(received(&[0, 1, 2 | LAST], SEED, None).ok(), Some(3));
+    }
+
+    #[test]
+    fn lost_doubled_foreign_and_altered_bytes_are_noticed() {
+        assert!(received(&[0, 2 | LAST], SEED, None).is_err(), "lost");
+        assert!(received(&[0, 0, 1 | LAST], SEED, None).is_err(), "doubled");
+        assert!(received(&[0, 1], SEED, None).is_err(), "cut short");
+        assert!(received(&[LAST], SEED + 1, None).is_err(), "another flow's");
+        assert!(received(&[LAST], SEED, Some(CHUNK - 1)).is_err(), "altered");
+    }
+}

@@ -1,7 +1,6 @@
 //! The run: systems take turns, round after round, each freshly started for every measurement.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -30,8 +29,6 @@ struct Stage<'a> {
     idle_connections: usize,
     binaries: Binaries,
     credentials: Credentials,
-    target: SocketAddr,
-    _target_process: Process,
     slapd: Option<Slapd>,
     _privilege_separation: PrivilegeSeparation,
     scratch: Scratch,
@@ -65,7 +62,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     report::head(&facts, options);
     if idle_connections < options.idle_connections {
         println!(
-            "idle connections: {idle_connections}, which is what the limit of open files allows\n"
+            "idle connections: {idle_connections}, the limits of files and ports allow no more\n"
         );
     }
     let needs_ldap = cases
@@ -106,17 +103,11 @@ impl<'a> Stage<'a> {
         } else {
             None
         };
-        let target = sockets::free()?;
-        let mut command = own_command("target")?;
-        command.arg(target.to_string());
-        let target_process = Process::start("target", &command, scratch.path())?;
         Ok(Self {
             options,
             idle_connections,
             binaries,
             credentials,
-            target,
-            _target_process: target_process,
             slapd,
             _privilege_separation: PrivilegeSeparation::prepare(),
             scratch,
@@ -156,11 +147,16 @@ impl<'a> Stage<'a> {
             .slapd
             .as_ref()
             .filter(|_| matches!(case.load, Load::Ldap { .. }));
+        // A port of its own for every measurement: connections of the one before linger in TIME_WAIT.
+        let target = sockets::free()?;
+        let mut command = own_command("target")?;
+        command.arg(target.to_string());
+        let _target_process = Process::start("target", &command, scratch.path())?;
         let mut setup = Setup {
             directory: scratch.path(),
             binaries: &self.binaries,
             credentials: &self.credentials,
-            target: ldap.map_or(self.target, |slapd| slapd.address),
+            target: ldap.map_or(target, |slapd| slapd.address),
             round_trip: case.round_trip,
             paths: Vec::new(),
         };

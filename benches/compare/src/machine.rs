@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::failure::{Context, Result};
 use crate::systems::{Binaries, System};
-use crate::tool;
+use crate::{sockets, tool};
 
 /// Descriptors that a process needs besides its flows' sockets.
 const SPARE_FILES: usize = 500;
@@ -60,9 +60,10 @@ pub(crate) fn facts(binaries: &Binaries, systems: &[System]) -> Vec<(&'static st
     facts
 }
 
-/// As many connections as a process can relay that holds two sockets for each.
+/// As many connections as a process can relay that holds two sockets for each, and as there are
+/// ports for.
 pub(crate) fn connections_allowed() -> Result<usize> {
-    Ok(open_files()?.saturating_sub(SPARE_FILES) / 2)
+    Ok((open_files()?.saturating_sub(SPARE_FILES) / 2).min(sockets::CONNECTIONS))
 }
 
 fn open_files() -> Result<usize> {

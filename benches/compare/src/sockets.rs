@@ -1,7 +1,7 @@
 //! Sockets as every part of the benchmark uses them: no Nagle, a long accept queue, free ports.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use crate::failure::{Failure, Result};
 /// thousands of those are open at a time.
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
-/// Outgoing connections per source address, well below the size of the kernel's port range.
-const PER_SOURCE: usize = 8_000;
+/// Connections that can be open to one address at a time; the kernel's default range has 28,232
+/// ports, and some are in use anyway.
+pub(crate) const CONNECTIONS: usize = 25_000;
 
 pub(crate) fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
@@ -54,19 +55,21 @@ pub(crate) async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
+/// Connects from whichever port the kernel takes. (Binding to source addresses of our own would give
+/// more ports, but a bound port in TIME_WAIT is one that nobody's outgoing connection may share, and
+/// it slows down everyone's search for a free one, the compared systems' too.)
 pub(crate) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-/// Connects as number `index` of many: each thousand has a loopback source address of its own, so
-/// that source ports do not run out, even while closed connections linger in TIME_WAIT.
-pub(crate) async fn connect_nth(address: SocketAddr, index: usize) -> io::Result<TcpStream> {
-    let source = Ipv4Addr::new(127, 0, 1, 1 + (index / PER_SOURCE % 250) as u8);
-    let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::from((IpAddr::V4(source), 0)))?;
-    let stream = socket.connect(address).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+    loop {
+        match TcpStream::connect(address).await {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            // All ports linger in TIME_WAIT; on loopback they may be used again after a second.
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }

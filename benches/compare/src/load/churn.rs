@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -17,8 +17,8 @@ const WARM_UP: Duration = Duration::from_millis(300);
 
 /// Connections/s, p99 of a whole turn in milliseconds, CPU seconds per 10,000 connections.
 pub(super) async fn measure(subject: &Subject<'_>, workers: usize) -> Result<Sample> {
-    // Numbers the connections, so that they spread over source addresses.
-    let counter = Arc::new(AtomicUsize::new(0));
+    // Gives every connection a payload of its own.
+    let counter = Arc::new(AtomicU32::new(0));
     drive(subject.entry, workers, &counter, WARM_UP).await?;
     let (before, start) = (subject.cpu()?, Instant::now());
     let turns = drive(subject.entry, workers, &counter, subject.period).await?;
@@ -39,7 +39,7 @@ pub(super) async fn measure(subject: &Subject<'_>, workers: usize) -> Result<Sam
 async fn drive(
     entry: SocketAddr,
     workers: usize,
-    counter: &Arc<AtomicUsize>,
+    counter: &Arc<AtomicU32>,
     period: Duration,
 ) -> Result<Vec<f64>> {
     let mut tasks = JoinSet::new();
@@ -49,9 +49,9 @@ async fn drive(
             let until = Instant::now() + period;
             let mut turns = Vec::new();
             while Instant::now() < until {
-                let index = counter.fetch_add(1, Ordering::Relaxed);
+                let seed = counter.fetch_add(1, Ordering::Relaxed);
                 let start = Instant::now();
-                let mut echo = Echo::over(sockets::connect_nth(entry, index).await, index as u32)?;
+                let mut echo = Echo::over(sockets::connect(entry).await, seed)?;
                 echo.exchange(REQUEST).await?;
                 drop(echo);
                 turns.push(start.elapsed().as_secs_f64());

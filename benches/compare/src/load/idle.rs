@@ -51,11 +51,11 @@ pub(super) async fn measure(subject: &Subject<'_>) -> Result<Sample> {
 async fn open(entry: SocketAddr, count: usize) -> Result<Vec<Echo>> {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();
-    for index in 0..count {
+    for seed in 0..count {
         let permits = Arc::clone(&permits);
         tasks.spawn(async move {
             let _permit = permits.acquire().await.context("permit")?;
-            Echo::over(sockets::connect_nth(entry, index).await, index as u32)
+            Echo::over(sockets::connect(entry).await, seed as u32)
         });
     }
     join("opening", STAGE, tasks).await
