@@ -83,11 +83,11 @@ Examples:
   nowconnect token mint --key dev-key.pem --agent-id premise-01 --out agent.jwt
   nowconnect token mint --key dev-key.pem --agent-id premise-01 --connectors ldap,pg --ttl 30d";
 
-/// Sign an agent token
+/// Sign an agent token; makes the key too if there is none yet
 #[derive(Debug, clap::Args)]
 #[command(after_help = MINT_EXAMPLES)]
 struct Mint {
-    /// Private key file
+    /// Private key file; a new ES256 key is made when there is no such file
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
     /// Who the agent is: 1 to 64 characters of A-Z a-z 0-9 . _ -
@@ -129,16 +129,18 @@ fn keygen(args: &Keygen) -> Result<(), Failure> {
         Alg::Rs256 => KeyKind::Rs256,
         Alg::EdDsa => KeyKind::EdDsa,
     };
-    let key = SigningKey::generate(kind)?;
-    let existing = if args.force {
-        Existing::Replace
-    } else {
-        Existing::Keep
+    let existing = match args.force {
+        true => Existing::Replace,
+        false => Existing::Keep,
     };
-    replace_file::write(&args.out, &key.to_pem(), SECRET, existing)?;
-    let kid = key.jwk().common.key_id.as_deref().unwrap_or_default();
-    eprintln!("wrote {} ({:?}, kid {kid})", args.out.display(), args.alg);
-    Ok(())
+    make_key(kind, &args.out, existing).map(drop)
+}
+
+fn make_key(kind: KeyKind, path: &Path, existing: Existing) -> Result<SigningKey, Failure> {
+    let key = SigningKey::generate(kind)?;
+    replace_file::write(path, &key.to_pem(), SECRET, existing)?;
+    eprintln!("made the key {}", path.display());
+    Ok(key)
 }
 
 fn print_jwks(args: &Jwks) -> Result<(), Failure> {
@@ -152,7 +154,10 @@ fn print_jwks(args: &Jwks) -> Result<(), Failure> {
 }
 
 fn mint(args: Mint) -> Result<(), Failure> {
-    let key = read_key(&args.key)?;
+    let key = match args.key.try_exists() {
+        Ok(false) => make_key(KeyKind::default(), &args.key, Existing::Keep)?,
+        _ => read_key(&args.key)?,
+    };
     let agent = AgentToken {
         agent_id: args.agent_id,
         audience: args.audience,

@@ -82,6 +82,18 @@ fn a_minted_token_passes_with_the_printed_key_set() {
 }
 
 #[test]
+fn minting_makes_the_key_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mint = "token mint --key dev.pem --agent-id site-1";
+    let first = nowconnect(dir.path(), mint);
+    let again = nowconnect(dir.path(), mint);
+    assert!(String::from_utf8_lossy(&first.stderr).contains("made the key dev.pem"));
+    assert!(again.status.success() && again.stderr.is_empty());
+    let kid = |output: &Output| stdout(output).split('.').next().unwrap().to_owned();
+    assert_eq!(kid(&first), kid(&again));
+}
+
+#[test]
 fn keys_rotate_through_one_document() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
@@ -110,7 +122,7 @@ fn mistakes_exit_with_2_and_say_what_to_do() {
         ("", "Usage"),
         ("tokn", "similar subcommand exists: 'token'"),
         ("token mint --key key.pem", "--agent-id"),
-        ("token mint --key missing.pem --agent-id a", "missing.pem"),
+        ("token jwks --key missing.pem", "missing.pem"),
         ("token mint --key bad.pem --agent-id a", "PKCS#8"),
         ("token mint --key key.pem --agent-id a/b", "A-Z a-z 0-9"),
         ("token mint --key key.pem --agent-id a --ttl 5", "unit"),

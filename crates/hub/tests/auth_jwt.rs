@@ -340,7 +340,7 @@ fn expiry_is_required_numeric_and_checked_with_leeway() {
         ((NOW - 61).to_string(), Some(Reason::Expired)),
         ("0".into(), Some(Reason::Expired)),
         (format!("\"{}\"", NOW + 300), Some(Reason::Malformed)),
-        ("null".into(), Some(Reason::Malformed)),
+        ("null".into(), Some(Reason::MissingExpiry)),
         ("NaN".into(), Some(Reason::Malformed)),
         ("1e300".into(), Some(Reason::Malformed)),
         ("1e999".into(), Some(Reason::Malformed)),
@@ -386,7 +386,7 @@ fn audience_must_hold_ours_exactly() {
         (json!("NowConnect"), Some(Reason::WrongAudience)),
         (json!("nowconnect other"), Some(Reason::WrongAudience)),
         (json!([]), Some(Reason::WrongAudience)),
-        (json!(null), Some(Reason::Malformed)),
+        (json!(null), Some(Reason::WrongAudience)),
         (json!({"nowconnect": 1}), Some(Reason::Malformed)),
         (json!([["nowconnect"]]), Some(Reason::Malformed)),
     ] {
@@ -444,7 +444,7 @@ fn agent_id_is_required_and_plain() {
         (json!("a/b"), Some(Reason::InvalidAgentId)),
         (json!(7), Some(Reason::Malformed)),
         (json!(["a"]), Some(Reason::Malformed)),
-        (json!(null), Some(Reason::Malformed)),
+        (json!(null), Some(Reason::MissingAgentId)),
     ] {
         let token = issuer.token(&claims_with("agent_id", id.clone()));
         let result = verify(&issuer.set, &token, &rules(), NOW);

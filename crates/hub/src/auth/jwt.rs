@@ -100,20 +100,17 @@ impl<'de> Deserialize<'de> for Presence {
     }
 }
 
-/// The claims that decide something. A repeated member is an error, not a choice.
+/// The claims that decide something. A repeated member is an error, not a choice; so is `null` where
+/// the claim may be absent.
 #[derive(Deserialize)]
 struct Claims {
-    #[serde(default, deserialize_with = "not_null")]
     iss: Option<String>,
-    #[serde(default, deserialize_with = "not_null")]
     aud: Option<OneOrMany>,
-    #[serde(default, deserialize_with = "not_null")]
     exp: Option<NumericDate>,
     #[serde(default, deserialize_with = "not_null")]
     nbf: Option<NumericDate>,
     #[serde(default, deserialize_with = "not_null")]
     jti: Option<String>,
-    #[serde(default, deserialize_with = "not_null")]
     agent_id: Option<String>,
     #[serde(default, deserialize_with = "not_null")]
     connectors: Option<Vec<String>>,
@@ -131,7 +128,7 @@ struct Confirmation {
     jkt: Option<String>,
 }
 
-/// A claim that is there must have a value: `null` must not read as "no limit".
+/// For what may be absent: `null` must not read as "no limit".
 fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(d: D) -> Result<Option<T>, D::Error> {
     T::deserialize(d).map(Some)
 }
