@@ -1,5 +1,6 @@
 //! The agent as a whole: what is started in which order, and stopped in which.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -176,8 +177,7 @@ impl Agent {
     pub async fn reload(&self, config: AgentConfig) -> Result<Vec<&'static str>, StartError> {
         let _one_at_a_time = self.reloading.lock().await;
         if let Err(error) = check(&config, &self.uplink).await {
-            self.metrics.config_reloads.with(["rejected"]).inc();
-            tracing::error!(event = "config_rejected", audit = true, %error);
+            self.reject_reload(&error);
             return Err(error);
         }
         let pending = needs_restart(&self.config.borrow(), &config);
@@ -192,6 +192,12 @@ impl Agent {
             needs_restart = pending.join(",")
         );
         Ok(pending)
+    }
+
+    /// Counts and logs a new configuration that was found invalid before it got here.
+    pub fn reject_reload(&self, error: &dyn fmt::Display) {
+        self.metrics.config_reloads.with(["rejected"]).inc();
+        tracing::error!(event = "config_rejected", audit = true, %error);
     }
 
     /// Stops: tells the hubs, gives flows `drain` to end by themselves, resets those that are left,

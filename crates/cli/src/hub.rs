@@ -52,7 +52,8 @@ async fn run_hub(source: Source, loaded: Loaded<HubConfig>, log: &Log) -> Result
 /// A hub and where its configuration comes from.
 pub(crate) struct HubService {
     source: Source,
-    hub: Hub,
+    /// The running hub.
+    pub(crate) hub: Hub,
 }
 
 impl HubService {

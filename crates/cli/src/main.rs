@@ -1,6 +1,8 @@
 //! The `nowconnect` binary: arguments in, exit code out; one file per subcommand.
 
+mod agent;
 mod completions;
+mod dev;
 mod duration;
 mod failure;
 mod hub;
@@ -42,6 +44,9 @@ struct Cli {
 enum Command {
     #[command(visible_alias = "cloud")]
     Hub(hub::Args),
+    #[command(visible_alias = "premise")]
+    Agent(agent::Args),
+    Dev(dev::Args),
     Token(token::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -50,6 +55,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Hub(args) => hub::run(args),
+        Command::Agent(args) => agent::run(args),
+        Command::Dev(args) => dev::run(args),
         Command::Token(args) => token::run(args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

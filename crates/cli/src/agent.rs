@@ -1,0 +1,110 @@
+//! `nowconnect agent`: the premises side.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nowconnect_agent::config::AgentConfig;
+use nowconnect_agent::{Agent, StartError};
+use nowconnect_settings::{Env, Loaded, Source};
+
+use crate::failure::Failure;
+use crate::logging::{LevelControl, Log};
+use crate::runtime::{Threads, raise_open_files};
+use crate::service::{Service, level_filter, log_warnings, serve, start_log};
+use crate::signals::Signals;
+
+const EXAMPLES: &str = "\
+Examples:
+  nowconnect check --config premise.yaml
+  nowconnect agent --config premise.yaml
+  NC_AGENT_URL=wss://hub.example.com/tunnel NC_AGENT_ID=premise-01 NC_TOKEN_FILE=agent.jwt \\
+    NC_CONNECTORS=ldap NC_TARGET_ldap_HOST=dc1.corp.local NC_TARGET_ldap_PORT=389 nowconnect agent
+
+SIGHUP, or a change of the file or of the token, reloads the configuration. SIGTERM and SIGINT let
+flows end; a second signal ends at once with exit code 1.";
+
+/// Run an agent: the premises side, which dials out to hubs and to its targets
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Configuration file (premise.yaml) [env: NC_CONFIG]; without one, environment and defaults
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+/// How long flows get to end by themselves when the agent is told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let source = Source::new(args.config, Env::of_process());
+    let loaded = AgentConfig::load(&source).map_err(Failure::configuration)?;
+    let observability = &loaded.config.observability;
+    let log = start_log(observability.log_level, observability.log_format)?;
+    raise_open_files();
+    args.threads.block_on(run_agent(source, loaded, &log))?
+}
+
+async fn run_agent(source: Source, loaded: Loaded<AgentConfig>, log: &Log) -> Result<(), Failure> {
+    let signals = Signals::install()?;
+    let files = loaded.files();
+    let agent = AgentService::start(source, loaded, log.level(), DRAIN).await?;
+    serve(agent, files, signals).await
+}
+
+/// An agent and where its configuration comes from.
+pub(crate) struct AgentService {
+    source: Source,
+    agent: Agent,
+    level: LevelControl,
+    drain: Duration,
+}
+
+impl AgentService {
+    /// Starts an agent whose log level follows its configuration, and whose flows get `drain` to end
+    /// when it stops.
+    pub(crate) async fn start(
+        source: Source,
+        loaded: Loaded<AgentConfig>,
+        level: LevelControl,
+        drain: Duration,
+    ) -> Result<Self, Failure> {
+        log_warnings(&loaded.warnings);
+        let agent = Agent::start(loaded.config)
+            .await
+            .map_err(|error| match error {
+                StartError::Bind { .. } => Failure::from(error),
+                StartError::Uplink(_) | StartError::Url(_) => Failure::usage(error),
+            })?;
+        Ok(Self {
+            source,
+            agent,
+            level,
+            drain,
+        })
+    }
+}
+
+impl Service for AgentService {
+    async fn reload(&mut self) -> Option<Vec<PathBuf>> {
+        let loaded = match AgentConfig::load(&self.source) {
+            Ok(loaded) => loaded,
+            Err(problems) => {
+                self.agent.reject_reload(&problems);
+                return None;
+            }
+        };
+        let files = loaded.files();
+        log_warnings(&loaded.warnings);
+        let level = loaded.config.observability.log_level;
+        // The agent says itself, in its log and metrics, whether it took it.
+        self.agent.reload(loaded.config).await.ok()?;
+        self.level.set(level_filter(level));
+        Some(files)
+    }
+
+    async fn stop(self) {
+        self.agent.shutdown(self.drain).await;
+    }
+}
