@@ -234,13 +234,13 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
         match self.convert(node) {
             Ok(value) => Some(value),
             Err(problem) => {
-                self.table.reader.report(path, &node.origin, problem);
+                self.table.reader.report(path, &node.origin, *problem);
                 None
             }
         }
     }
 
-    fn convert(&self, node: &Node) -> Result<T, Problem> {
+    fn convert(&self, node: &Node) -> Result<T, Box<Problem>> {
         let Content::Scalar(scalar) = &node.content else {
             return Err(self.wrong(node, "", None));
         };
@@ -276,7 +276,7 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
         }
     }
 
-    fn wrong(&self, node: &Node, detail: &str, hint: Option<String>) -> Problem {
+    fn wrong(&self, node: &Node, detail: &str, hint: Option<String>) -> Box<Problem> {
         let bounds = match self.bounds.as_str() {
             "" => String::new(),
             bounds => format!(" ({bounds})"),
@@ -286,10 +286,8 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
         if !detail.is_empty() {
             message.push_str(&format!(": {detail}"));
         }
-        Problem {
-            hint,
-            ..Problem::new(message)
-        }
+        let problem = Problem::new(message);
+        Box::new(Problem { hint, ..problem })
     }
 
     fn describe(&mut self, kind: &str, default: Option<Shown>) {

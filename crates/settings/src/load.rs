@@ -114,7 +114,8 @@ impl Document {
                 Some(root) if matches!(root.content, Content::Map(_)) => root,
                 Some(root) if !root.is_null() => {
                     let problem = Problem::new("the file must hold keys and values at its top");
-                    return Err(in_file(problem.hint("like `tunnel:`")).into());
+                    let problem = problem.hint("like `tunnel:`");
+                    return Err(placed(problem, &root.origin, Some(&path)).into());
                 }
                 _ if !document.problems.is_empty() => {
                     return Err(Problems(

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::secret::mask_url;
+
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
@@ -81,14 +83,16 @@ impl Node {
         }
     }
 
-    /// Whether this is a key without a value (`key:`, `key: ~`, `key: null`), which counts as unset.
+    /// Whether this is a key without a value (`key:`, `key: ~`, `key: null`, or a variable set to
+    /// nothing), which counts as unset.
     pub(crate) fn is_null(&self) -> bool {
-        match &self.content {
-            Content::Scalar(s) => {
-                s.style == Style::Plain
-                    && matches!(s.text.as_str(), "" | "~" | "null" | "Null" | "NULL")
-            }
-            _ => false,
+        let Content::Scalar(scalar) = &self.content else {
+            return false;
+        };
+        match scalar.style {
+            Style::Plain => matches!(scalar.text.as_str(), "" | "~" | "null" | "Null" | "NULL"),
+            Style::Quoted => false,
+            Style::Untyped => scalar.text.is_empty(),
         }
     }
 
@@ -173,6 +177,11 @@ impl Node {
             return "nothing".into();
         }
         let shown = excerpt(scalar.written.as_deref().unwrap_or(&scalar.text));
+        // Passwords hide in URLs that are not meant to have any.
+        let shown = match shown.contains("://") {
+            true => mask_url(&shown),
+            false => shown,
+        };
         match scalar.style {
             Style::Quoted => format!("the text {shown:?}"),
             Style::Plain => match plain_kind(&scalar.text) {

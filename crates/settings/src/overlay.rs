@@ -183,7 +183,11 @@ pub(crate) fn substitute(node: &mut Node, key: &str, env: &Env, problems: &mut V
                     problems.extend(found.into_iter().map(report));
                 }
                 Ok((text, false)) => scalar.text = text,
-                Err(problem) => problems.push(report(problem)),
+                // Left unset, so that nothing more is said about it.
+                Err(problem) => {
+                    problems.push(report(*problem));
+                    *scalar = untyped(&node.origin, "", Some(written)).0;
+                }
             }
         }
         Content::Scalar(_) => {}
@@ -207,7 +211,7 @@ pub(crate) fn substitute(node: &mut Node, key: &str, env: &Env, problems: &mut V
 }
 
 /// The text with variables put in, and whether there were any.
-fn replaced(text: &str, env: &Env) -> Result<(String, bool), Problem> {
+fn replaced(text: &str, env: &Env) -> Result<(String, bool), Box<Problem>> {
     let (mut out, mut rest, mut any) = (String::new(), text, false);
     while let Some(start) = rest.find("${") {
         if let Some(before) = rest[..start].strip_suffix('$') {
@@ -218,7 +222,8 @@ fn replaced(text: &str, env: &Env) -> Result<(String, bool), Problem> {
         }
         out.push_str(&rest[..start]);
         let end = rest[start..].find('}').ok_or_else(|| {
-            Problem::new("`${` without its `}`").hint("write $${ where ${ itself is meant")
+            let problem = Problem::new("`${` without its `}`");
+            problem.hint("write $${ where ${ itself is meant")
         })?;
         let inside = &rest[start + 2..start + end];
         let (name, default) = match inside.split_once(":-") {
@@ -228,7 +233,7 @@ fn replaced(text: &str, env: &Env) -> Result<(String, bool), Problem> {
         let valid = |c: char| c.is_ascii_alphanumeric() || c == '_';
         if name.is_empty() || !name.chars().all(valid) {
             let problem = Problem::new("`${...}` holds no name of a variable");
-            return Err(problem.hint("write ${NAME} or ${NAME:-default}"));
+            return Err(problem.hint("write ${NAME} or ${NAME:-default}").into());
         }
         let value = env.get(name).or(default).ok_or_else(|| {
             let problem = Problem::new(format!("the environment variable {name} is not set"));

@@ -106,3 +106,9 @@ impl From<Problem> for Problems {
         Self(vec![problem])
     }
 }
+
+impl From<Box<Problem>> for Problems {
+    fn from(problem: Box<Problem>) -> Self {
+        Self(vec![*problem])
+    }
+}

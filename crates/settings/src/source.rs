@@ -84,7 +84,7 @@ impl Source {
     }
 
     /// The file's place and text.
-    pub(crate) fn read(&self) -> Result<Option<(PathBuf, String)>, Problem> {
+    pub(crate) fn read(&self) -> Result<Option<(PathBuf, String)>, Box<Problem>> {
         let Some(named) = &self.file else {
             return Ok(None);
         };
@@ -92,11 +92,11 @@ impl Source {
         let text = read_text(&path).map_err(|problem| {
             let places = self.env.places(named);
             match places.len() > 1 && !path.exists() {
-                true => problem.hint(format!(
+                true => Box::new(problem.hint(format!(
                     "looked for {} (from {CONFIG_DIR}), then {}",
                     places[0].display(),
                     places[1].display()
-                )),
+                ))),
                 false => problem,
             }
         })?;
@@ -105,10 +105,10 @@ impl Source {
 }
 
 /// The text of a file of bounded size.
-pub(crate) fn read_text(path: &Path) -> Result<String, Problem> {
-    let at = |problem: Problem| Problem {
-        file: Some(path.to_owned()),
-        ..problem
+pub(crate) fn read_text(path: &Path) -> Result<String, Box<Problem>> {
+    let at = |problem: Problem| {
+        let file = Some(path.to_owned());
+        Box::new(Problem { file, ..problem })
     };
     let mut bytes = Vec::new();
     std::fs::File::open(path)

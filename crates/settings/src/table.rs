@@ -226,9 +226,7 @@ impl<'t> Table<'t> {
         for (i, item) in items.iter().enumerate() {
             let path = format!("{}[{i}]", self.path(key));
             if !matches!(item.content, Content::Map(_)) {
-                let found = item.describe(false);
-                let problem = Problem::new(format!("expected a section with keys, found {found}"));
-                self.reader.report(path, &item.origin, problem);
+                self.mismatch(&format!("{key}[{i}]"), item, "a section with keys");
                 continue;
             }
             let pattern = pattern.clone();
@@ -307,10 +305,18 @@ impl<'t> Table<'t> {
         self.reader.problems.push(problem);
     }
 
+    /// Reports a value where something larger is expected; the value may be a secret out of place.
     fn mismatch(&mut self, key: &str, node: &Node, expected: &str) {
-        let message = format!("expected {expected}, found {}", node.describe(false));
+        let (found, hint) = match (&node.content, &node.origin) {
+            (Content::Scalar(_), Origin::Env(_)) => ("other text", Some("write it as JSON")),
+            (Content::Scalar(_), _) => ("a single value", None),
+            (Content::List(_), _) => ("a list", None),
+            (Content::Map(_), _) => ("a section with keys", None),
+        };
+        let problem = Problem::new(format!("expected {expected}, found {found}"));
+        let hint = hint.map(str::to_owned);
         self.reader
-            .report(self.path(key), &node.origin, Problem::new(message));
+            .report(self.path(key), &node.origin, Problem { hint, ..problem });
     }
 
     fn report_unknown(&mut self) {

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
-use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag, options};
+use serde_saphyr::granit_parser::{
+    Event, Marker, Parser, ScalarStyle, ScanError, Span, Tag, options,
+};
 
 use crate::node::{Content, Entry, Node, Origin, Scalar, Style};
 use crate::problem::Problem;
 
 /// Values of one document, aliases counted each time they are used.
-const MAX_NODES: usize = 200_000;
+const MAX_NODES: usize = 100_000;
 /// Levels of nesting.
 const MAX_DEPTH: usize = 32;
 
@@ -26,7 +28,7 @@ pub(crate) fn parse_yaml(text: &str) -> (Option<Node>, Vec<Problem>) {
         nodes: 0,
     };
     let root = builder.document().unwrap_or_else(|error| {
-        builder.problems.push(syntax_problem(&error, text));
+        builder.problems.push(syntax_problem(error, text));
         None
     });
     (root, builder.problems)
@@ -41,16 +43,29 @@ struct Builder<I> {
     nodes: usize,
 }
 
-/// Ends parsing.
-enum Broken {
-    Scan(ScanError),
-    Limit(Span, String),
+/// Ends parsing, at a line and column from 1.
+struct Broken {
+    line: usize,
+    column: usize,
+    message: String,
+}
+
+impl Broken {
+    fn at(mark: &Marker, message: impl Into<String>) -> Self {
+        Self {
+            line: mark.line(),
+            column: mark.col() + 1,
+            message: message.into(),
+        }
+    }
 }
 
 impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
     fn next(&mut self) -> Result<(Event<'t>, Span), Broken> {
         match self.events.next() {
-            Some(event) => event.map_err(Broken::Scan),
+            Some(event) => event.map_err(|error| {
+                Broken::at(error.marker(), format!("not valid YAML: {}", error.info()))
+            }),
             None => Ok((Event::StreamEnd, Span::default())),
         }
     }
@@ -98,7 +113,7 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
                 // An alias inside its own anchor finds nothing here, so there are no cycles.
                 let Some((node, size)) = self.anchors.get(&id).cloned() else {
                     let message = "an alias that stands inside its own anchor";
-                    return Err(Broken::Limit(*span, message.into()));
+                    return Err(Broken::at(&span.start, message));
                 };
                 self.count(size, span)?;
                 return Ok(Node {
@@ -106,7 +121,7 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
                     ..node
                 });
             }
-            _ => return Err(Broken::Limit(*span, "unexpected YAML here".into())),
+            _ => return Err(Broken::at(&span.start, "unexpected YAML here")),
         };
         let node = Node {
             origin: origin(span),
@@ -153,7 +168,7 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
             }
             let key = match event {
                 Event::Scalar(text, ..) => text.into_owned(),
-                _ => return Err(Broken::Limit(span, "a key must be plain text".into())),
+                _ => return Err(Broken::at(&span.start, "a key must be plain text")),
             };
             let (event, value_span) = self.next()?;
             let node = self.at(&key, |builder| builder.node(event, &value_span))?;
@@ -189,8 +204,8 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
     fn count(&mut self, nodes: usize, span: &Span) -> Result<(), Broken> {
         self.nodes += nodes;
         if self.nodes > MAX_NODES {
-            return Err(Broken::Limit(
-                *span,
+            return Err(Broken::at(
+                &span.start,
                 format!("more than {MAX_NODES} values"),
             ));
         }
@@ -216,34 +231,24 @@ fn origin(span: &Span) -> Origin {
 }
 
 /// A syntax error in words, with advice where the cause is a usual one.
-fn syntax_problem(error: &Broken, text: &str) -> Problem {
-    let (mark, message) = match error {
-        Broken::Scan(error) => (error.marker(), format!("not valid YAML: {}", error.info())),
-        Broken::Limit(span, message) => (&span.start, message.clone()),
-    };
-    let problem = Problem {
-        line: mark.line(),
-        column: mark.col() + 1,
-        ..Problem::new(message)
-    };
+fn syntax_problem(error: Broken, text: &str) -> Problem {
     let indented_by_tab = |line: &str| line.trim_start_matches(' ').starts_with('\t');
-    // The scanner may notice a tab only at the token after it, so the line before counts too.
-    let suspects = text
+    // The scanner may notice a tab a line early or late.
+    let around = text
         .lines()
         .enumerate()
-        .skip(mark.line().saturating_sub(2))
-        .take(2);
-    match suspects.into_iter().find(|(_, line)| indented_by_tab(line)) {
-        Some((i, line)) => {
-            let column = line.len() - line.trim_start_matches(' ').len() + 1;
-            let message = "a tab is used for indentation";
-            Problem {
-                line: i + 1,
-                column,
-                ..Problem::new(message)
-            }
-            .hint("indent with spaces")
-        }
-        None => problem,
+        .skip(error.line.saturating_sub(2))
+        .take(3);
+    match around.into_iter().find(|(_, line)| indented_by_tab(line)) {
+        Some((i, line)) => Problem {
+            line: i + 1,
+            column: line.len() - line.trim_start_matches(' ').len() + 1,
+            ..Problem::new("a tab is used for indentation").hint("indent with spaces")
+        },
+        None => Problem {
+            line: error.line,
+            column: error.column,
+            ..Problem::new(error.message)
+        },
     }
 }
