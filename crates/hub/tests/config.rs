@@ -1,12 +1,16 @@
 //! The hub's configuration from the outside: files, environment, problems.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a test fails by panicking
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nowconnect_hub::config::*;
-use nowconnect_settings::{Env, Loaded, LogLevel, Problems, Source};
+use nowconnect_hub::config::{
+    ALIASES, FapiMode, HaMode, HubConfig, JwksSource, PdpFormat, ProxyProtocol,
+};
+use nowconnect_settings::{Env, Loaded, LogFormat, LogLevel, Problems, Secret, Source};
 
-/// Loads `text` as a file, with an environment, without looking for the files it names.
+/// Loads `text` as a file under an environment, without looking for the files it names.
 fn inspect(text: &str, env: &[(&str, &str)]) -> Result<Loaded<HubConfig>, Problems> {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("cloud.yaml");
@@ -14,43 +18,453 @@ fn inspect(text: &str, env: &[(&str, &str)]) -> Result<Loaded<HubConfig>, Proble
     HubConfig::inspect(&Source::new(Some(file), env.iter().copied().collect()))
 }
 
-/// The problems of `text`, without the directory of the file.
-fn problems(text: &str, env: &[(&str, &str)]) -> Vec<String> {
-    let problems = inspect(text, env).unwrap_err();
-    let named = problems.0.into_iter().map(|mut problem| {
-        problem.file = problem.file.map(|_| PathBuf::from("F"));
-        problem.to_string()
-    });
-    named.collect()
+fn ok(text: &str, env: &[(&str, &str)]) -> Loaded<HubConfig> {
+    inspect(text, env).unwrap_or_else(|problems| panic!("{text}\n{problems}"))
 }
 
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+fn lines(problems: Vec<nowconnect_settings::Problem>) -> Vec<String> {
+    let short = |mut problem: nowconnect_settings::Problem| {
+        problem.file = problem.file.map(|_| PathBuf::from("F"));
+        problem.to_string()
+    };
+    problems.into_iter().map(short).collect()
+}
+
+fn example(name: &str) -> Loaded<HubConfig> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/data")
-        .join(name)
+        .join(name);
+    HubConfig::inspect(&Source::new(Some(file), Env::default())).unwrap()
 }
 
 #[test]
 fn the_documented_example_loads() {
-    let source = Source::new(Some(data("cloud.yaml")), Env::default());
-    let loaded = HubConfig::inspect(&source).unwrap();
-    println!("{}", loaded.effective);
-    for w in &loaded.warnings {
-        println!("{w}");
-    }
-    let hub = loaded.config;
-    assert_eq!(hub.listeners[0].bind, "0.0.0.0:389".parse().unwrap());
+    let loaded = example("cloud.yaml");
+    let hub = &loaded.config;
+    let listener = &hub.listeners[0];
+    assert_eq!(
+        (listener.name.as_str(), listener.connector.as_str()),
+        ("l1", "ldap")
+    );
+    assert_eq!(listener.bind, "0.0.0.0:389".parse().unwrap());
+    assert_eq!(
+        (listener.max_conn, listener.proxy_protocol),
+        (None, ProxyProtocol::Off)
+    );
+    assert_eq!(
+        listener.idle_timeout,
+        Some(Duration::from_secs(900)),
+        "inherited"
+    );
+    assert_eq!(hub.tunnel.bind, "0.0.0.0:8765".parse().unwrap());
+    assert_eq!(hub.tunnel.tls, None, "empty file names are no files");
+    assert_eq!(hub.limits.memory_budget, 256 << 20);
+    assert_eq!(hub.limits.max_conn_per_client, None);
+    assert_eq!(hub.security.jwks, None);
+    assert_eq!(hub.pdp, None);
+    assert_eq!(hub.observability.metrics_port, Some(8000));
     assert_eq!(hub.ha.mode, HaMode::Shadow);
-    assert_eq!(hub.limits.idle_timeout, Some(Duration::from_secs(900)));
-    assert_eq!(hub.observability.log_level, LogLevel::Info);
+    assert_eq!(
+        hub.ha.redis_url.as_ref().map(Secret::expose),
+        Some("redis://shared_redis:6379/0")
+    );
+    assert_eq!(hub.ha.mesh.peers, ["wss://cloud-b.example.com/mesh"]);
+    assert_eq!(
+        hub.ha.mesh.tls.as_ref().unwrap().key_file,
+        Path::new("/app/certs/hub-a.key")
+    );
+    assert_eq!(
+        loaded.missing_files().len(),
+        3,
+        "the certificates are not here"
+    );
+    assert!(loaded.with_files().is_err());
+}
+
+/// The defaults are the example's values, but for what names things of that installation.
+#[test]
+fn an_empty_section_means_the_documented_defaults() {
+    let example = example("cloud.yaml").config;
+    let file = "listeners: [{ name: l1, bind: '0.0.0.0:389', connector: ldap }]\nha: { replica_id: hub-a }";
+    let mut defaults = ok(file, &[]).config;
+    defaults.ha.redis_url.clone_from(&example.ha.redis_url);
+    defaults.ha.mesh.peers.clone_from(&example.ha.mesh.peers);
+    defaults.ha.mesh.tls.clone_from(&example.ha.mesh.tls);
+    assert_eq!(defaults, example);
+    assert_eq!(
+        ok("tunnel:\n", &[]).config.ha.mode,
+        HaMode::Off,
+        "HA is off unless asked for"
+    );
 }
 
 #[test]
-fn show() {
-    for p in problems(
-        "listeners:\n  - { name: a, bind: '0.0.0.0:99999', conector: x }\ntunnel:\n  port: '1'\n  hots: x\n  ping_interval_sec: yes\n  ping_interval_sec: 3\nlimits: []\nsecurity: {allow_cidrs: [10.0.0.0/33, 10.0.0.1/8], fapi_mode: 1, jwks_url: 'ftp://x'}\nha: {mode: actve, redis_url: 'http://u:secret@h'}\nadmin: {bind: '0.0.0.0:8765'}\n",
-        &[("NOWCONNECT__TUNNEL__PORTT", "1"), ("LOG_LEVEL", "loud")],
-    ) {
-        println!("{p}");
+fn older_files_load() {
+    let hub = example("older.yaml").config;
+    assert_eq!(hub.tunnel.ping_interval, Duration::from_secs(20));
+    assert_eq!(hub.tunnel.ping_timeout, Duration::from_secs(20));
+    assert_eq!(hub.tunnel.max_ws_payload, 8192);
+    assert_eq!(hub.limits.idle_timeout, Some(Duration::from_secs(60)));
+}
+
+#[test]
+fn every_documented_variable_has_its_effect() {
+    type Observe = fn(&HubConfig) -> bool;
+    let cases: &[(&str, &str, Observe)] = &[
+        ("LOG_LEVEL", "warning", |c| {
+            c.observability.log_level == LogLevel::Warn
+        }),
+        ("NOWCONNECT_JWKS_URL", "file:///j.json", |c| {
+            c.security.jwks == Some(JwksSource::File("/j.json".into()))
+        }),
+        ("NOWCONNECT_AUDIENCE", "other", |c| {
+            c.security.audience == "other"
+        }),
+        ("NOWCONNECT_REQUIRE_CONNECTOR_SCOPES", "1", |c| {
+            c.security.require_connector_scopes
+        }),
+        ("NOWCONNECT_FAPI_MODE", "2", |c| {
+            c.security.fapi_mode == FapiMode::Dpop
+        }),
+        ("NOWCONNECT_PDP_URL", "https://pdp/x", |c| {
+            c.pdp.as_ref().is_some_and(|pdp| pdp.url == "https://pdp/x")
+        }),
+        ("NOWCONNECT_PDP_CACHE_TTL_SEC", "7", |c| {
+            c.pdp
+                .as_ref()
+                .is_some_and(|pdp| pdp.cache_ttl == Duration::from_secs(7))
+        }),
+        ("NOWCONNECT_PDP_TIMEOUT_MS", "7", |c| {
+            c.pdp
+                .as_ref()
+                .is_some_and(|pdp| pdp.timeout == Duration::from_millis(7))
+        }),
+        ("NOWCONNECT_PDP_FAIL_OPEN", "true", |c| {
+            c.pdp.as_ref().is_some_and(|pdp| pdp.fail_open)
+        }),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel:4318", |c| {
+            c.observability
+                .otlp_endpoint
+                .as_ref()
+                .is_some_and(|url| *url == "http://otel:4318")
+        }),
+    ];
+    let named: Vec<_> = cases.iter().map(|case| case.0).collect();
+    let documented: Vec<_> = ALIASES.iter().map(|alias| alias.var).collect();
+    assert_eq!(named, documented);
+    for (var, value, observe) in cases {
+        let pdp = if var.contains("PDP_") && *var != "NOWCONNECT_PDP_URL" {
+            "pdp: { url: 'http://pdp', format: simple }"
+        } else {
+            "listeners:"
+        };
+        assert!(!observe(&ok(pdp, &[]).config), "{var}");
+        assert!(observe(&ok(pdp, &[(var, value)]).config), "{var}");
     }
+}
+
+/// A value for a key that is allowed and not its default.
+fn other_value(kind: &str, bounds: &str, default: &str) -> String {
+    match kind {
+        "an integer" => (default.parse::<u64>().unwrap() + 3).to_string(),
+        "true or false" => (default != "true").to_string(),
+        "0 or 2" => "2".into(),
+        "one of the words" => bounds
+            .split(", ")
+            .find(|word| *word != default)
+            .unwrap()
+            .into(),
+        kind if kind.contains("a network") => "10.0.0.0/8".into(),
+        kind if kind.contains("address and port") => "127.0.0.1:9".into(),
+        kind if kind.contains("an IP address like") => "127.0.0.2".into(),
+        kind if kind.contains("URL") && bounds.contains("wss") => "wss://b/mesh".into(),
+        kind if kind.contains("URL") => "https://b/x".into(),
+        "a file name" => "/nowhere".into(),
+        _ if bounds.contains("redis") => "redis://h".into(),
+        _ => "other".into(),
+    }
+}
+
+/// Every key can be set by a variable, and the effective configuration says so.
+#[test]
+fn every_key_can_be_set_from_the_environment() {
+    // What some keys need beside them.
+    let company = [
+        ("NOWCONNECT__TUNNEL__TLS__CERT_FILE", "/c"),
+        ("NOWCONNECT__TUNNEL__TLS__KEY_FILE", "/k"),
+        ("NOWCONNECT__HA__MESH__TLS__CA_BUNDLE", "/a"),
+        ("NOWCONNECT__HA__MESH__TLS__CERT_FILE", "/c"),
+        ("NOWCONNECT__HA__MESH__TLS__KEY_FILE", "/k"),
+        ("NOWCONNECT__HA__REPLICA_ID", "a"),
+        ("NOWCONNECT__PDP__URL", "http://pdp"),
+    ];
+    for spec in HubConfig::keys() {
+        if spec.key.contains("[]") {
+            continue;
+        }
+        let var = format!("NOWCONNECT__{}", spec.key.to_uppercase().replace('.', "__"));
+        let value = other_value(&spec.kind, &spec.bounds, &spec.default.unwrap_or_default());
+        let mut env = company.to_vec();
+        env.retain(|(name, _)| *name != var);
+        env.push((&var, &value));
+        let shown = ok("listeners:", &env).effective.to_string();
+        let line = shown
+            .lines()
+            .find(|line| line.ends_with(&format!("# {var}")));
+        assert!(
+            line.is_some_and(|line| line.contains(&value)),
+            "{var}={value}\n{shown}"
+        );
+    }
+    let listeners = r#"[{"name": "a", "bind": "[::1]:1", "connector": "c", "max_conn": 3}]"#;
+    let hub = ok("listeners:", &[("NOWCONNECT__LISTENERS", listeners)]).config;
+    assert_eq!(hub.listeners[0].max_conn, Some(3));
+}
+
+#[test]
+fn what_does_not_fit_together_is_a_problem() {
+    let listener = "{ name: a, bind: '0.0.0.0:389', connector: c }";
+    for (text, problems) in [
+        (
+            &format!("listeners:\n- {listener}\n- {listener}")[..],
+            &[
+                "F:3:11: listeners[1].name: another listener has this name (rename one)",
+                "F:3:20: listeners[1].bind: 0.0.0.0:389 is taken by listeners[0].bind (0.0.0.0:389) (choose another port)",
+            ][..],
+        ),
+        (
+            "listeners: [{ name: a/b, bind: '[::]:8765', connector: 'x y', proxy_protocol: v3 }]",
+            &[
+                "F:1:21: listeners[0].name: expected text (1 to 64 letters, digits, `.`, `_`, `-`), found \"a/b\"",
+                "F:1:32: listeners[0].bind: [::]:8765 is taken by tunnel.port (0.0.0.0:8765) (choose another port)",
+                "F:1:56: listeners[0].connector: expected text (1 to 64 letters, digits, `.`, `_`, `-`), found the text \"x y\"",
+                "F:1:79: listeners[0].proxy_protocol: expected one of the words (off, v1, v2, any), found \"v3\" (did you mean v1?)",
+            ],
+        ),
+        (
+            "listeners: [{ name: a, bind: '1.2.3.4:1', connector: c, proxy_protocol: v2 }]",
+            &[
+                "F:1:73: listeners[0].proxy_protocol: no balancer is trusted to send the header (list them in tunnel.trusted_proxies)",
+            ],
+        ),
+        (
+            "tunnel: { port: 8000 }\nadmin: { bind: '127.0.0.1:8000' }",
+            &[
+                "F: observability.metrics_port: 0.0.0.0:8000 is taken by tunnel.port (0.0.0.0:8000) (choose another port)",
+                "F:2:16: admin.bind: 127.0.0.1:8000 is taken by tunnel.port (0.0.0.0:8000) (choose another port)",
+            ],
+        ),
+        (
+            "admin: { bind: '0.0.0.0:1' }",
+            &[
+                "F:1:1: admin.token_file: required because admin.bind is not loopback (set admin.token_file, or bind to 127.0.0.1)",
+            ],
+        ),
+        (
+            "tunnel: { tls: { cert_file: a, client_ca: b } }",
+            &[
+                "F:1:29: tunnel.tls.cert_file: a certificate without a key (set key_file to its private key)",
+                "F:1:43: tunnel.tls.client_ca: asks for client certificates without TLS (set cert_file and key_file too, or remove client_ca)",
+            ],
+        ),
+        (
+            "tunnel: { tls: { key_file: a } }",
+            &[
+                "F:1:28: tunnel.tls.key_file: a key without a certificate (set cert_file to its certificate)",
+            ],
+        ),
+        (
+            "limits: { max_conn_total: 40000 }",
+            &[
+                "F:1:1: limits.memory_budget_mb: too small for max_conn_total 40000 (at 8 KiB a flow it takes 313)",
+            ],
+        ),
+        (
+            "ha: { enabled: true }",
+            &[
+                "F:1:1: ha.replica_id: required because HA is enabled (give every hub a name of its own, or set ha.enabled: false)",
+            ],
+        ),
+        (
+            "ha: { replica_id: a, mesh: { peers: ['wss://b/mesh', 'https://c', 'wss://b/mesh'] } }",
+            &[
+                "F:1:22: ha.mesh.tls: required by require_mtls (set ca_bundle, cert_file and key_file; `nowconnect certs` makes them)",
+                "F:1:30: ha.mesh.peers: wss://b/mesh is listed twice (remove one)",
+                "F:1:54: ha.mesh.peers[1]: expected a URL like https://host:port/path (ws:// or wss://), found the text \"https://c\"",
+            ],
+        ),
+        (
+            "ha: { enabled: false, mesh: { tls: { cert_file: a, key_file: b } } }",
+            &[
+                "F:1:31: ha.mesh.tls.ca_bundle: required beside cert_file (set it to the certificate of the CA that issued those of all hubs)",
+            ],
+        ),
+        (
+            "ha: { enabled: false, redis_url: 'redis://:hunter2@/0' }",
+            &[
+                "F:1:34: ha.redis_url: expected text (redis://, rediss:// or either with +sentinel or +cluster, then a host), found a value that is not one (not shown)",
+            ],
+        ),
+        (
+            "tunnel: { max_ws_payload: 262144 }\nha: { enabled: false, mesh: { per_link_max_inflight_bytes: 65536 } }",
+            &[
+                "F:2:60: ha.mesh.per_link_max_inflight_bytes: smaller than one frame (tunnel.max_ws_payload) (at least 262144)",
+            ],
+        ),
+        (
+            "security: { jwks_url: 'https://user:hunter2@idp' }",
+            &[
+                "F:1:23: security.jwks_url: expected a URL: http://, https:// or file:///path, found the text \"https://user:***@idp\": user and password in this URL would not be used, remove them",
+            ],
+        ),
+        (
+            "security: { jwks_url: 'file://etc/jwks' }",
+            &[
+                "F:1:23: security.jwks_url: expected a URL: http://, https:// or file:///path, found the text \"file://etc/jwks\": a file URL has three slashes and a path from the root",
+            ],
+        ),
+        (
+            "security: { audience: }\npdp: { url: 'pdp:80' }",
+            &[
+                "F:2:13: pdp.url: expected a URL like https://host:port/path (http:// or https://), found the text \"pdp:80\": scheme and host are needed",
+            ],
+        ),
+    ] {
+        assert_eq!(
+            lines(inspect(text, &[]).map(|l| l.config).unwrap_err().0),
+            problems,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn what_deserves_a_look_is_a_warning() {
+    for (text, env, warnings) in [
+        (
+            "ha: { replica_id: a, mesh: { require_mtls: false, peers: ['ws://b/mesh'] } }",
+            &[("NOWCONNECT_AUDIENC", "x")][..],
+            &[
+                "NOWCONNECT_AUDIENC: warning: nothing reads this environment variable (did you mean NOWCONNECT_AUDIENCE?)",
+                "F:1:44: warning: ha.mesh.require_mtls: any host that reaches /mesh can join the mesh; for development only",
+                "F: warning: listeners: there are none, so no client can connect",
+                "F:1:1: warning: ha.redis_url: not set, so this hub cannot learn which agents its peers hold",
+                "F: warning: security.jwks_url: not set, so every agent is refused",
+            ][..],
+        ),
+        (
+            "listeners: [{ name: a, bind: '1.2.3.4:1', connector: c }]\nsecurity: { jwks_url: 'http://idp/jwks' }",
+            &[],
+            &[
+                "F:2:23: warning: security.jwks_url: whoever is on the path can replace these keys (use https://)",
+            ],
+        ),
+        (
+            "listeners: [{ name: a, bind: '1.2.3.4:1', connector: c }]\nsecurity: { jwks_url: 'http://127.0.0.1/jwks' }",
+            &[],
+            &[],
+        ),
+    ] {
+        let mut found = lines(ok(text, env).warnings);
+        let mut expected = warnings.to_vec();
+        found.sort();
+        expected.sort_unstable();
+        assert_eq!(found, expected, "{text}");
+    }
+}
+
+#[test]
+fn listeners_have_their_own_settings() {
+    let text = "
+tunnel: { trusted_proxies: [10.0.0.0/8, 192.0.2.1] }
+limits: { idle_timeout_ms: 0 }
+pdp: { url: 'http://pdp/check', format: Simple }
+observability: { log_format: plain, metrics_port: 0 }
+listeners:
+  - { name: a, bind: '127.0.0.1:0', connector: c, allow_cidrs: ['::/0'], max_conn: 5, idle_timeout_ms: 250, proxy_protocol: any }
+  - { name: b, bind: '127.0.0.1:0', connector: c }
+  - { name: c, bind: '127.0.0.2:389', connector: c, idle_timeout_ms: 0 }
+  - { name: d, bind: 'localhost:389', connector: d }
+";
+    let hub = ok(text, &[]).config;
+    let [a, b, c, _] = hub.listeners.as_slice() else {
+        panic!()
+    };
+    assert_eq!(a.allow_cidrs, ["::/0".parse().unwrap()]);
+    assert_eq!(
+        (a.max_conn, a.proxy_protocol),
+        (Some(5), ProxyProtocol::Any)
+    );
+    assert_eq!(a.idle_timeout, Some(Duration::from_millis(250)));
+    assert_eq!((b.idle_timeout, c.idle_timeout), (None, None));
+    assert_eq!(
+        hub.tunnel.trusted_proxies[1],
+        "192.0.2.1/32".parse().unwrap()
+    );
+    assert_eq!(hub.pdp.unwrap().format, PdpFormat::Simple);
+    assert_eq!(hub.observability.log_format, LogFormat::Plain);
+    assert_eq!(hub.observability.metrics_port, None);
+}
+
+#[test]
+fn the_effective_configuration_loads_to_itself() {
+    let loaded = example("cloud.yaml");
+    let again = ok(&loaded.effective.to_string(), &[]);
+    assert_eq!(again.config, loaded.config, "{}", loaded.effective);
+    let secret = ok(
+        "ha: { enabled: false, redis_url: 'rediss://u:hunter2@h?x=hunter2' }",
+        &[],
+    );
+    let shown = format!("{}{:?}", secret.effective, secret.config);
+    assert!(!shown.contains("hunter2"), "{shown}");
+    assert_eq!(
+        secret.config.ha.redis_url.unwrap().expose(),
+        "rediss://u:hunter2@h?x=hunter2"
+    );
+}
+
+#[test]
+fn files_to_watch_are_all_that_are_read_while_running() {
+    let text = "
+tunnel: { tls: { cert_file: /t.crt, key_file: /t.key, client_ca: /t.ca } }
+security: { jwks_url: 'file:///jwks.json' }
+admin: { token_file: /admin.token }
+ha: { replica_id: a, mesh: { tls: { ca_bundle: /m.ca, cert_file: /m.crt, key_file: /m.key } } }
+";
+    let loaded = ok(text, &[]);
+    let files = loaded.files();
+    for file in [
+        "/t.crt",
+        "/t.key",
+        "/t.ca",
+        "/jwks.json",
+        "/admin.token",
+        "/m.ca",
+        "/m.crt",
+        "/m.key",
+    ] {
+        assert!(files.contains(&PathBuf::from(file)), "{file}");
+    }
+    assert!(files.contains(loaded.file.as_ref().unwrap()));
+    // Keys may be published after the hub has started; the rest must be there.
+    let missing = lines(loaded.missing_files());
+    assert_eq!(missing.len(), 7);
+    assert!(missing[0].starts_with("F:2:29: tunnel.tls.cert_file: there is no file /t.crt (put"));
+}
+
+#[test]
+fn ten_thousand_listeners_load() {
+    let listeners: String = (0..10_000)
+        .map(|i| {
+            let port = 10_000 + i;
+            format!("- {{ name: l{i}, bind: '127.0.0.1:{port}', connector: c }}\n")
+        })
+        .collect();
+    assert_eq!(
+        ok(&format!("listeners:\n{listeners}"), &[])
+            .config
+            .listeners
+            .len(),
+        10_000
+    );
 }

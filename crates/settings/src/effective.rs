@@ -72,7 +72,7 @@ fn write_map(f: &mut fmt::Formatter<'_>, entries: &Entries, depth: usize) -> fmt
             .unwrap_or_default();
         match value {
             Shown::Map(inner) if !inner.is_empty() => {
-                writeln!(f, "{note}")?;
+                f.write_str("\n")?;
                 write_map(f, inner, depth + 1)?;
             }
             Shown::List(items) if items.iter().any(|item| matches!(item, Shown::Map(_))) => {

@@ -14,6 +14,9 @@ use crate::suggest::closest;
 use crate::table::Table;
 use crate::value::{Number, Value};
 
+/// Items of a list unless the key says otherwise.
+const MAX_ITEMS: usize = 10_000;
+
 /// A key being asked for: say what is allowed, then end with [`Field::or`], [`Field::optional`],
 /// [`Field::required`], [`Field::list`] or [`Field::file`].
 #[must_use = "end with or(), optional(), required(), list() or file()"]
@@ -22,6 +25,8 @@ pub struct Field<'f, 't, T> {
     key: &'static str,
     secret: bool,
     commas: bool,
+    /// Items that a list may have.
+    most: usize,
     vars: &'static [&'static str],
     bounds: String,
     allowed: Box<dyn Fn(&T) -> bool>,
@@ -34,6 +39,7 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
             key,
             secret: false,
             commas: false,
+            most: MAX_ITEMS,
             vars: &[],
             bounds: T::WORDS.join(", "),
             allowed: Box::new(|_| true),
@@ -102,6 +108,11 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
         }
     }
 
+    /// Allows a list at most this many items.
+    pub fn up_to(self, most: usize) -> Self {
+        Self { most, ..self }
+    }
+
     /// A list of values; empty when it is not set.
     pub fn list(mut self) -> Vec<T> {
         let text = if self.commas {
@@ -124,51 +135,61 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
             return Vec::new();
         };
         let path = self.table.path(self.key);
-        let mut values = Vec::new();
-        match &node.collection().content {
-            Content::List(items) => {
-                for (i, item) in items.iter().enumerate() {
-                    values.extend(self.typed(item, format!("{path}[{i}]")));
-                }
-            }
+        let items: Vec<Cow<'_, Node>> = match &node.collection().content {
+            Content::List(items) => items
+                .iter()
+                .take(self.most + 1)
+                .map(Cow::Borrowed)
+                .collect(),
             // `a,b`, as is usual in the environment.
             Content::Scalar(scalar) if scalar.style == Style::Untyped || self.commas => {
-                for part in scalar.parts() {
-                    let scalar = Scalar {
-                        text: part.to_owned(),
-                        literal: None,
-                        ..scalar.clone()
-                    };
-                    let item = Node {
-                        content: Content::Scalar(scalar),
-                        ..node.clone()
-                    };
-                    values.extend(self.typed(&item, path.clone()));
-                }
+                let parts = scalar.parts().take(self.most + 1);
+                parts
+                    .map(|part| Cow::Owned(scalar.part(part, &node.origin)))
+                    .collect()
             }
             _ => {
                 let found = node.describe(self.secret);
                 let message = format!("expected a list, each item {}, found {found}", T::KIND);
                 let problem = Problem::new(message).hint("write [a, b]");
                 self.table.reader.report(path, &node.origin, problem);
+                return Vec::new();
             }
+        };
+        if items.len() > self.most {
+            let problem = Problem::new(format!("a list of more than {}", self.most));
+            self.table.reader.report(path, &node.origin, problem);
+            return Vec::new();
         }
-        values
+        let listed = matches!(node.collection().content, Content::List(_));
+        let at = |i| {
+            if listed {
+                format!("{path}[{i}]")
+            } else {
+                path.clone()
+            }
+        };
+        let items = items.iter().enumerate();
+        items
+            .filter_map(|(i, item)| self.typed(item, at(i)))
+            .collect()
     }
 
     /// The value, unless it is not set, is empty text, or is wrong, which is reported.
     fn value(&mut self) -> Option<T> {
         let node = match self.secret {
             true => self.secret_node(),
-            false => self.table.ask(self.key).map(Cow::Borrowed),
+            false => self.set(self.key).map(Cow::Borrowed),
         };
         let node = node.or_else(|| self.ambient())?;
-        let empty = matches!(&node.content, Content::Scalar(s) if s.text.is_empty());
-        if empty && T::TEXT {
-            return None;
-        }
         let path = self.table.path(self.key);
         self.typed(&node, path)
+    }
+
+    /// The value of a key, unless it is unset; a type of text cannot be empty text.
+    fn set(&mut self, key: &str) -> Option<&'t Node> {
+        let empty = |node: &&Node| matches!(&node.content, Content::Scalar(s) if s.text.is_empty());
+        self.table.ask(key).filter(|node| !T::TEXT || !empty(node))
     }
 
     /// What a variable that is not ours says.
@@ -187,7 +208,7 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
     /// What `key` or the file named by `key_file` says; the environment's word counts more.
     fn secret_node(&mut self) -> Option<Cow<'t, Node>> {
         let file_key = format!("{}_file", self.key);
-        let (direct, named) = (self.table.ask(self.key), self.table.ask(&file_key));
+        let (direct, named) = (self.set(self.key), self.set(&file_key));
         let from_env = |node: &Node| matches!(node.origin, Origin::Env(_));
         let named = match (direct, named) {
             (direct, None) => return direct.map(Cow::Borrowed),

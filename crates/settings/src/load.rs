@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::effective::{Effective, Shown};
-use crate::node::{Content, Node, Origin, Scalar};
+use crate::node::{Content, Node, Origin};
 use crate::overlay::{self, Alias};
 use crate::problem::{Problem, Problems, Severity};
 use crate::source::{Env, Source};
@@ -103,6 +103,7 @@ impl Document {
             aliases: aliases.to_vec(),
             problems: Vec::new(),
         };
+        let nowhere = document.root.origin.clone();
         if let Some((path, text)) = source.read()? {
             let in_file = |problem| Problem {
                 file: Some(path.clone()),
@@ -111,7 +112,11 @@ impl Document {
             let (root, problems) = parse_yaml(&text);
             document.problems = problems;
             document.root = match root {
-                Some(root) if matches!(root.content, Content::Map(_)) => root,
+                // What is not in the file at all is at no line of it.
+                Some(root) if matches!(root.content, Content::Map(_)) => {
+                    let origin = nowhere;
+                    Node { origin, ..root }
+                }
                 Some(root) if !root.is_null() => {
                     let problem = Problem::new("the file must hold keys and values at its top");
                     let problem = problem.hint("like `tunnel:`");
@@ -186,14 +191,12 @@ impl Document {
         let mut reader = Reader::new(self.root, self.file.clone(), self.env, self.aliases);
         reader.problems = self.problems;
         let (config, shown) = reader.root(read);
-        let Reader {
-            problems, named, ..
-        } = reader;
+        let (problems, left_out, named) = (reader.problems, reader.left_out, reader.named);
         let (warnings, mut errors): (Vec<_>, Vec<_>) = problems
             .into_iter()
             .partition(|p| p.severity == Severity::Warning);
         match config {
-            Some(config) if errors.is_empty() => {
+            Some(config) if errors.is_empty() && left_out == 0 => {
                 let effective = Effective(Shown::Map(shown));
                 Ok(Loaded {
                     config,
@@ -204,10 +207,14 @@ impl Document {
                 })
             }
             _ => {
-                if errors.is_empty() {
-                    errors.push(Problem::new("the configuration is not complete"));
-                }
                 errors.sort_by_key(|p| (p.env.is_some(), p.line, p.column));
+                if left_out > 0 || errors.is_empty() {
+                    let message = format!("{left_out} more problems are not shown");
+                    errors.push(Problem {
+                        file: self.file,
+                        ..Problem::new(message)
+                    });
+                }
                 Err(Problems(errors))
             }
         }
@@ -232,16 +239,6 @@ pub fn describe<T>(read: impl FnOnce(&mut Table<'_>) -> T) -> Vec<KeySpec> {
     reader.schema = Some(Vec::new());
     reader.root(read);
     reader.schema.unwrap_or_default()
-}
-
-impl Scalar {
-    /// The parts of a text between commas.
-    pub(crate) fn parts(&self) -> impl Iterator<Item = &str> {
-        self.text
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-    }
 }
 
 /// Fills in where a problem is.

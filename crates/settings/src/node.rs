@@ -36,6 +36,30 @@ pub(crate) struct Scalar {
     pub(crate) literal: Option<Box<Node>>,
 }
 
+impl Scalar {
+    /// The parts of the text between commas.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &str> {
+        self.text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+    }
+
+    /// One of them as a value.
+    pub(crate) fn part(&self, text: &str, origin: &Origin) -> Node {
+        let scalar = Scalar {
+            text: text.to_owned(),
+            written: self.written.as_deref().map(excerpt),
+            style: self.style,
+            literal: None,
+        };
+        Node {
+            origin: origin.clone(),
+            content: Content::Scalar(scalar),
+        }
+    }
+}
+
 /// What a node holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {

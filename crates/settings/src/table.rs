@@ -22,6 +22,8 @@ pub(crate) struct Reader {
     file: Option<PathBuf>,
     pub(crate) env: Env,
     pub(crate) problems: Vec<Problem>,
+    /// Errors beyond [`MAX_PROBLEMS`], which are only counted.
+    pub(crate) left_out: usize,
     /// Files to watch, with the problem that it is when one is missing.
     pub(crate) named: Vec<(PathBuf, Option<Problem>)>,
     /// Documented variables, for advice.
@@ -29,6 +31,9 @@ pub(crate) struct Reader {
     /// Collects the keys asked for, when that is all that is wanted.
     pub(crate) schema: Option<Vec<KeySpec>>,
 }
+
+/// Nobody reads more, and a file may hold a hundred thousand mistakes.
+const MAX_PROBLEMS: usize = 100;
 
 /// Keys as shown, with the environment variable that set them.
 pub(crate) type ShownEntries = Vec<(String, Shown, Option<String>)>;
@@ -46,6 +51,7 @@ impl Reader {
             env,
             aliases,
             problems: Vec::new(),
+            left_out: 0,
             named: Vec::new(),
             schema: None,
         }
@@ -78,14 +84,22 @@ impl Reader {
         placed(problem, self.document.locate(path), self.file.as_deref())
     }
 
+    fn push(&mut self, problem: Problem) {
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push(problem);
+        } else if problem.severity == Severity::Error {
+            self.left_out += 1;
+        }
+    }
+
     /// Reports a problem with what stands at `origin`.
     pub(crate) fn report(&mut self, path: String, origin: &Origin, problem: Problem) {
         let problem = Problem {
             key: path,
             ..problem
         };
-        self.problems
-            .push(placed(problem, origin, self.file.as_deref()));
+        let problem = placed(problem, origin, self.file.as_deref());
+        self.push(problem);
     }
 }
 
@@ -152,6 +166,11 @@ impl<'t> Table<'t> {
         let missing = self.reader.place(&self.path(key), Problem::new(""));
         let missing = missing.hint("put the file there, or correct the name");
         self.reader.named.push((path, needed.then_some(missing)));
+    }
+
+    /// Notes that another key counts instead of `key`, so that it is not shown as in effect.
+    pub fn overruled(&mut self, key: &str) {
+        self.shown.retain(|(shown, ..)| shown != key);
     }
 
     /// The environment behind the document, for what has no key.
@@ -302,7 +321,7 @@ impl<'t> Table<'t> {
             self.path(key)
         };
         let problem = self.reader.place(&path, problem);
-        self.reader.problems.push(problem);
+        self.reader.push(problem);
     }
 
     /// Reports a value where something larger is expected; the value may be a secret out of place.

@@ -122,19 +122,26 @@ fn tunnel(t: &mut Table<'_>, exported: &mut Vec<String>) -> Option<TunnelConfig>
 
 /// `url` or `urls`; the environment's word counts more than the file's.
 fn urls(t: &mut Table<'_>) -> Option<Vec<Uri>> {
-    let from_env = |key| t.set_by(key).is_some();
-    let (url_counts, urls_count) = (!from_env("urls"), !from_env("url"));
-    let both = t.is_set("url") && t.is_set("urls");
-    let field =
-        |t: &mut Table<'_>, key| t.field(key).check("ws:// or wss://", is_ws).commas().list();
-    let (url, list) = (field(t, "url"), field(t, "urls"));
-    if both && url_counts == urls_count {
-        t.problem("urls", "url is set as well", "keep one of the two");
-    }
-    let (key, urls) = if list.is_empty() || both && !urls_count {
-        ("url", url)
-    } else {
-        ("urls", list)
+    let [url, list] = ["url", "urls"].map(|key| {
+        let field = t.field(key).check("ws:// or wss://", is_ws);
+        field.commas().up_to(64).list()
+    });
+    let from_env = ["url", "urls"].map(|key| t.set_by(key).is_some());
+    let (key, urls) = match (url.is_empty(), list.is_empty(), from_env) {
+        (_, true, _) => ("url", url),
+        (true, _, _) => ("urls", list),
+        (_, _, [true, false]) => {
+            t.overruled("urls");
+            ("url", url)
+        }
+        (_, _, [false, true]) => {
+            t.overruled("url");
+            ("urls", list)
+        }
+        _ => {
+            t.problem("urls", "url is set as well", "keep one of the two");
+            ("urls", list)
+        }
     };
     for (i, url) in urls.iter().enumerate() {
         if urls[..i].contains(url) {
@@ -153,21 +160,13 @@ fn urls(t: &mut Table<'_>) -> Option<Vec<Uri>> {
 
 fn exported_connectors(t: &mut Table<'_>) -> Vec<String> {
     let key = "exported_connectors";
-    let names = t
-        .field(key)
-        .check(NAME, |name: &String| is_name(name))
-        .list();
-    for (i, name) in names.iter().enumerate() {
-        if names[..i].contains(name) {
-            t.problem(key, format!("`{name}` is listed twice"), "remove one");
+    let field = t.field(key).check(NAME, |name: &String| is_name(name));
+    let mut names: Vec<String> = Vec::new();
+    for name in field.up_to(MAX_CONNECTORS).list() {
+        match names.contains(&name) {
+            true => t.problem(key, format!("`{name}` is listed twice"), "remove one"),
+            false => names.push(name),
         }
-    }
-    if names.len() > MAX_CONNECTORS {
-        t.problem(
-            key,
-            format!("more than {MAX_CONNECTORS} connectors"),
-            "run a second agent",
-        );
     }
     if names.is_empty() {
         t.missing(key);
@@ -197,7 +196,9 @@ fn check_targets(t: &mut Table<'_>, exported: &[String], targets: &[String]) {
         let spare = targets.iter().filter(spare).map(String::as_str);
         let hint = match closest(name, spare) {
             Some(near) => format!("there is a target `{near}`: did you mean that?"),
-            None => format!("add targets.{name}, or NC_TARGET_{name}_HOST and _PORT"),
+            None => {
+                format!("add targets.{name}, or NC_TARGET_{name}_HOST and NC_TARGET_{name}_PORT")
+            }
         };
         let message = format!("`{name}` has no target");
         t.problem("tunnel.exported_connectors", message, &hint);

@@ -1,5 +1,6 @@
 //! What must fit together across keys, and the values that only the hub knows how to judge.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -22,13 +23,16 @@ impl Sockets {
     }
 
     /// Reports every address that another key has taken. Of two, the listener is at fault.
-    pub(crate) fn report_clashes(&mut self, root: &mut Table<'_>) {
+    pub(crate) fn report_clashes(mut self, root: &mut Table<'_>) {
         self.0.sort_by_key(|(key, _)| key.starts_with("listeners"));
-        for (i, (key, address)) in self.0.iter().enumerate() {
-            if let Some((other, taken)) = self.0[..i].iter().find(|(_, a)| clash(*a, *address)) {
+        let mut by_port: HashMap<u16, Vec<(String, SocketAddr)>> = HashMap::new();
+        for (key, address) in self.0 {
+            let same_port = by_port.entry(address.port()).or_default();
+            if let Some((other, taken)) = same_port.iter().find(|(_, a)| clash(*a, address)) {
                 let message = format!("{address} is taken by {other} ({taken})");
-                root.problem(key, message, "choose another port");
+                root.problem(&key, message, "choose another port");
             }
+            same_port.push((key, address));
         }
     }
 }
@@ -87,7 +91,7 @@ pub(crate) fn check_mesh(t: &mut Table<'_>, mesh: &MeshConfig) {
     }
     for (i, peer) in mesh.peers.iter().enumerate() {
         if mesh.peers[..i].contains(peer) {
-            t.problem(&format!("peers[{i}]"), "listed twice", "remove one");
+            t.problem("peers", format!("{peer} is listed twice"), "remove one");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The schema of the hub's file: every key with its type, default and bounds.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -69,7 +70,7 @@ pub(crate) fn read(t: &mut Table<'_>) -> Option<HubConfig> {
 
 /// Listeners, each with the `idle_timeout_ms` of its own that it may have.
 fn listeners(t: &mut Table<'_>, sockets: &mut Sockets) -> Vec<(Option<u64>, ListenerConfig)> {
-    let mut names: Vec<String> = Vec::new();
+    let mut names = HashSet::new();
     t.sections("listeners", |t| {
         let name = required_name(t, "name");
         let bind = t.field::<SocketAddr>("bind").required();
@@ -81,11 +82,11 @@ fn listeners(t: &mut Table<'_>, sockets: &mut Sockets) -> Vec<(Option<u64>, List
         if let Some(bind) = bind {
             sockets.take(t.path("bind"), bind);
         }
-        if let Some(name) = &name {
-            if names.contains(name) {
-                t.problem("name", "another listener has this name", "rename one");
-            }
-            names.push(name.clone());
+        if name
+            .as_ref()
+            .is_some_and(|name| !names.insert(name.clone()))
+        {
+            t.problem("name", "another listener has this name", "rename one");
         }
         let listener = ListenerConfig {
             name: name?,
@@ -267,7 +268,11 @@ fn mesh(t: &mut Table<'_>, enabled: bool, sockets: &mut Sockets) -> MeshConfig {
     }
     let mesh = MeshConfig {
         listen,
-        peers: t.field("peers").check("ws:// or wss://", fit::is_ws).list(),
+        peers: t
+            .field("peers")
+            .check("ws:// or wss://", fit::is_ws)
+            .up_to(64)
+            .list(),
         require_mtls: t.field("require_mtls").or(true),
         tls: t.section("tls", mesh_tls),
         send_queue_depth: t.field("send_queue_depth").range(1..=MANY).or(1000),
