@@ -21,6 +21,9 @@ fn config(env: &[(&str, &str)]) -> HubConfig {
         .config
 }
 
+/// Variables set at a reload, what takes effect, what needs a restart.
+type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a [&'a str]);
+
 /// What changes when these variables are set at a reload.
 fn change(env: &[(&str, &str)]) -> Change {
     config(&[]).diff(&config(env))
@@ -36,7 +39,7 @@ fn every_section_is_told_apart() {
         ("NOWCONNECT__HA__REPLICA_ID", "hub"),
         ("NOWCONNECT__HA__MODE", "active"),
     ];
-    let cases: &[(&[(&str, &str)], &[&str], &[&str])] = &[
+    let cases: &[Case<'_>] = &[
         (&[], &[], &[]),
         (
             &[("NOWCONNECT__TUNNEL__HOST", "127.0.0.1")],

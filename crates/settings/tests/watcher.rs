@@ -90,7 +90,7 @@ async fn other_files_can_be_watched_later() {
     }
     // `b` stays and its change is not lost, `c` is new and is watched as it is, `a` is let go.
     watcher.watch([b.clone(), c.clone(), c.clone()]);
-    assert_eq!(next(&mut watcher).await, [b.clone()]);
+    assert_eq!(next(&mut watcher).await, [b]);
     fs::write(&c, "3").unwrap();
-    assert_eq!(next(&mut watcher).await, [c.clone()]);
+    assert_eq!(next(&mut watcher).await, [c]);
 }
