@@ -2,119 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // also in test helpers
 
-use std::io::{self, Read, Write};
-
 use bytes::BytesMut;
-use nowconnect_link::ws::{self, Decoder, Limits, Mask, Message, Opcode, WsError};
+use nowconnect_link::ws::{self, Mask, Message, Opcode};
 use proptest::prelude::*;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error, Message as Theirs, WebSocket};
+use tokio_tungstenite::tungstenite::Message as Theirs;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
-const LIMITS: Limits = Limits {
-    max_frame: 1000,
-    max_message: 1500,
-};
+#[path = "ws_differential/oracle.rs"]
+mod oracle;
 
-/// A stream that reads from a slice, then would block, and keeps what is written.
-struct Memory<'a> {
-    input: &'a [u8],
-    output: Vec<u8>,
-}
-
-impl Read for Memory<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.input.is_empty() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        self.input.read(buf)
-    }
-}
-
-impl Write for Memory<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.output.write(buf)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn theirs(role: Role, input: &[u8]) -> WebSocket<Memory<'_>> {
-    let config = WebSocketConfig::default()
-        .read_buffer_size(4096)
-        .max_frame_size(Some(LIMITS.max_frame))
-        .max_message_size(Some(LIMITS.max_message));
-    WebSocket::from_raw_socket(
-        Memory {
-            input,
-            output: Vec::new(),
-        },
-        role,
-        Some(config),
-    )
-}
-
-fn converted(message: Theirs) -> Message {
-    match message {
-        Theirs::Binary(bytes) => Message::Binary(bytes),
-        Theirs::Text(text) => Message::Text(text.as_str().to_owned().into()),
-        Theirs::Ping(bytes) => Message::Ping(bytes),
-        Theirs::Pong(bytes) => Message::Pong(bytes),
-        Theirs::Close(close) => Message::Close(close.map(|frame| ws::CloseFrame {
-            code: frame.code.into(),
-            reason: frame.reason.as_str().to_owned().into(),
-        })),
-        Theirs::Frame(_) => unreachable!("only written, never read"),
-    }
-}
-
-/// How reading ended after the last message.
-#[derive(Debug, PartialEq)]
-enum End<E> {
-    Waiting,
-    Closed,
-    Failed(E),
-}
-
-fn read_theirs(role: Role, wire: &[u8]) -> (Vec<Message>, End<Error>) {
-    let mut socket = theirs(role, wire);
-    let mut messages = Vec::new();
-    loop {
-        match socket.read() {
-            Ok(message @ Theirs::Close(_)) => {
-                messages.push(converted(message));
-                return (messages, End::Closed);
-            }
-            Ok(message) => messages.push(converted(message)),
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                return (messages, End::Waiting);
-            }
-            Err(error) => return (messages, End::Failed(error)),
-        }
-    }
-}
-
-fn read_ours(role: ws::Role, wire: &[u8], step: usize) -> (Vec<Message>, End<WsError>) {
-    let mut decoder = Decoder::new(role, LIMITS);
-    let mut buf = BytesMut::new();
-    let mut messages = Vec::new();
-    for piece in wire.chunks(step) {
-        buf.extend_from_slice(piece);
-        loop {
-            match decoder.decode(&mut buf) {
-                Ok(None) => break,
-                Ok(Some(message @ Message::Close(_))) => {
-                    messages.push(message);
-                    return (messages, End::Closed);
-                }
-                Ok(Some(message)) => messages.push(message),
-                Err(error) => return (messages, End::Failed(error)),
-            }
-        }
-    }
-    (messages, End::Waiting)
-}
+use oracle::{End, assert_same, read_ours, read_theirs, theirs};
 
 #[derive(Debug, Clone)]
 struct RawFrame {
@@ -205,53 +102,17 @@ fn any_wire(masked: bool) -> impl Strategy<Value = Vec<u8>> {
         })
 }
 
-fn compare(role: ws::Role, wire: &[u8], step: usize) -> Result<(), TestCaseError> {
-    let their_role = match role {
-        ws::Role::Client => Role::Client,
-        ws::Role::Server => Role::Server,
-    };
-    let (ours, our_end) = read_ours(role, wire, step);
-    let (mut theirs, their_end) = read_theirs(their_role, wire);
-    match (&our_end, &their_end) {
-        // We insist on the shortest length (RFC 6455 section 5.2), they do not.
-        (End::Failed(WsError::LongForm(_) | WsError::LongControl), _) => {
-            theirs.truncate(ours.len());
-        }
-        // They turn a forbidden code into 1002 and call it a close; we call it an error.
-        (End::Failed(WsError::BadClose), End::Closed) => {
-            theirs.pop();
-        }
-        // They do not know 1014 (registered after the RFC).
-        (End::Closed, End::Closed) => {
-            if let Some(Message::Close(Some(frame))) = ours.last()
-                && frame.code == 1014
-            {
-                theirs.pop();
-                theirs.push(Message::Close(Some(frame.clone())));
-            }
-        }
-        // We judge a header when it is there, they when the payload is there too.
-        (End::Failed(_), End::Waiting | End::Failed(_)) => {}
-        (ours, theirs) => {
-            let same = matches!((ours, theirs), (End::Waiting, End::Waiting));
-            prop_assert!(same, "we: {:?}, they: {:?}", ours, theirs);
-        }
-    }
-    prop_assert_eq!(ours, theirs);
-    Ok(())
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn a_server_reads_what_tungstenite_reads(wire in any_wire(true), step in 1..2000_usize) {
-        compare(ws::Role::Server, &wire, step)?;
+        assert_same(ws::Role::Server, &wire, step);
     }
 
     #[test]
     fn a_client_reads_what_tungstenite_reads(wire in any_wire(false), step in 1..2000_usize) {
-        compare(ws::Role::Client, &wire, step)?;
+        assert_same(ws::Role::Client, &wire, step);
     }
 
     #[test]
