@@ -10,7 +10,7 @@ use nowconnect_settings::{Env, Loaded, Source};
 use crate::failure::Failure;
 use crate::logging::{LevelControl, Log};
 use crate::runtime::{Threads, raise_open_files};
-use crate::service::{Service, level_filter, log_warnings, serve, start_log};
+use crate::service::{Service, Watch, level_filter, log_warnings, serve, start_log};
 use crate::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -48,9 +48,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 
 async fn run_agent(source: Source, loaded: Loaded<AgentConfig>, log: &Log) -> Result<(), Failure> {
     let signals = Signals::install()?;
-    let files = loaded.files();
+    let watch = Watch::new(loaded.files());
     let agent = AgentService::start(source, loaded, log.level(), DRAIN).await?;
-    serve(agent, files, signals).await
+    serve(agent, watch, signals).await
 }
 
 /// An agent and where its configuration comes from.

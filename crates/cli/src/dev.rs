@@ -25,7 +25,7 @@ use crate::failure::Failure;
 use crate::hub::HubService;
 use crate::logging::Log;
 use crate::runtime::{Threads, raise_open_files};
-use crate::service::{Service, serve, start_log};
+use crate::service::{Service, Watch, serve, start_log};
 use crate::signals::Signals;
 use files::Files;
 use map::Map;
@@ -123,7 +123,7 @@ async fn run_dev(args: Args, log: &Log) -> Result<(), Failure> {
     let _ = std::io::stdout().write_all(text.as_bytes());
 
     tasks.spawn(files.keep_token_fresh());
-    serve(Dev { hub, agent }, watched, signals).await
+    serve(Dev { hub, agent }, Watch::new(watched), signals).await
 }
 
 fn usual_port_or_any() -> u16 {

@@ -9,7 +9,7 @@ use nowconnect_settings::{Env, Loaded, Source};
 use crate::failure::Failure;
 use crate::logging::{LevelControl, Log};
 use crate::runtime::{Threads, raise_open_files};
-use crate::service::{Service, level_filter, log_warnings, serve, start_log};
+use crate::service::{Service, Watch, level_filter, log_warnings, serve, start_log};
 use crate::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -44,9 +44,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 
 async fn run_hub(source: Source, loaded: Loaded<HubConfig>, log: &Log) -> Result<(), Failure> {
     let signals = Signals::install()?;
-    let files = loaded.files();
+    let watch = Watch::new(loaded.files());
     let hub = HubService::start(source, loaded, log.level()).await?;
-    serve(hub, files, signals).await
+    serve(hub, watch, signals).await
 }
 
 /// A hub and where its configuration comes from.

@@ -12,8 +12,18 @@ use tokio::runtime::Builder;
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Threads {
     /// Threads that carry traffic [default: one per core]; 1 runs everything on one thread
-    #[arg(long, value_name = "N", env = "NOWCONNECT_WORKER_THREADS")]
-    worker_threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", env = "NOWCONNECT_WORKER_THREADS", value_parser = count)]
+    worker_threads: Option<Count>,
+}
+
+type Count = Option<NonZeroUsize>;
+
+/// A variable that is set to nothing counts as unset.
+fn count(text: &str) -> Result<Count, std::num::ParseIntError> {
+    match text {
+        "" => Ok(None),
+        number => number.parse().map(Some),
+    }
 }
 
 impl Threads {
@@ -23,7 +33,7 @@ impl Threads {
     /// When threads cannot be started.
     pub(crate) fn block_on<F: Future>(self, work: F) -> anyhow::Result<F::Output> {
         // A core that a container may not use is not counted.
-        let threads = match self.worker_threads {
+        let threads = match self.worker_threads.flatten() {
             Some(threads) => threads.get(),
             None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         };

@@ -20,16 +20,39 @@ pub(crate) trait Service {
     async fn stop(self);
 }
 
-/// Serves until SIGTERM or SIGINT; reloads on SIGHUP and when one of `files` changes.
+/// The files that a configuration consists of.
+pub(crate) struct Watch {
+    files: Vec<PathBuf>,
+    watcher: Watcher,
+}
+
+impl Watch {
+    /// Begins to watch `files`; to be called before they are put to use. Needs a tokio runtime.
+    pub(crate) fn new(files: Vec<PathBuf>) -> Self {
+        let watcher = Watcher::new(files.clone(), Watcher::PERIOD);
+        Self { files, watcher }
+    }
+
+    /// Takes the files' present content as known: they are about to be read.
+    fn about_to_read(&mut self) {
+        self.watcher = Watcher::new(self.files.clone(), Watcher::PERIOD);
+    }
+
+    fn follow(&mut self, files: Vec<PathBuf>) {
+        self.watcher.watch(files.clone());
+        self.files = files;
+    }
+}
+
+/// Serves until SIGTERM or SIGINT; reloads on SIGHUP and when a watched file changes.
 ///
 /// # Errors
 /// When a second signal cuts the graceful end short.
 pub(crate) async fn serve(
     mut service: impl Service,
-    files: Vec<PathBuf>,
+    mut watch: Watch,
     mut signals: Signals,
 ) -> Result<(), Failure> {
-    let mut watcher = Watcher::new(files, Watcher::PERIOD);
     systemd::ready();
     loop {
         tokio::select! {
@@ -37,11 +60,12 @@ pub(crate) async fn serve(
                 Request::Stop => break,
                 Request::Reload => {}
             },
-            changed = watcher.changed() => tracing::info!(event = "files_changed", files = ?changed),
+            files = watch.watcher.changed() => tracing::info!(event = "files_changed", ?files),
         }
         systemd::reloading();
+        watch.about_to_read();
         if let Some(files) = service.reload().await {
-            watcher.watch(files);
+            watch.follow(files);
         }
         systemd::ready();
     }

@@ -160,7 +160,11 @@ fn mint(args: Mint) -> Result<(), Failure> {
     };
     let agent = AgentToken {
         agent_id: args.agent_id,
-        audience: args.audience,
+        // A variable that is set to nothing counts as unset.
+        audience: match args.audience.is_empty() {
+            true => "nowconnect".to_owned(),
+            false => args.audience,
+        },
         issuer: args.issuer,
         connectors: args.connectors,
         lifetime: args.ttl,
