@@ -98,7 +98,7 @@ impl Agent {
         let readiness = Arc::new(Readiness::default());
         refresh_metrics(&metrics, &readiness, &engine, &config.tunnel.agent_id);
 
-        let tunnels = Tunnels {
+        let tunnels = Arc::new(Tunnels {
             instance: Instance(rand::random()),
             epoch_seen: AtomicU64::new(0),
             uplink: Arc::clone(&uplink),
@@ -106,7 +106,7 @@ impl Agent {
             flows: Arc::clone(&flows),
             metrics: Arc::clone(&metrics),
             links: links.clone(),
-        };
+        });
         let agent = Self {
             config: watch::Sender::new(Arc::new(config)),
             uplink,

@@ -18,9 +18,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AgentConfig;
-use crate::failure::{Failure, rest_after};
+use crate::failure::rest_after;
 use crate::health::Readiness;
 use crate::metrics::Metrics;
+use crate::round::{self, Won};
 use crate::token;
 use crate::tunnel::{Control, Tunnel, Tunnels};
 
@@ -34,7 +35,7 @@ const TOKEN_PERIOD: Duration = Duration::from_secs(1);
 /// The task that makes tunnels and listens to what hubs say about them.
 #[derive(Debug)]
 pub(crate) struct Connector {
-    tunnels: Tunnels,
+    tunnels: Arc<Tunnels>,
     config: watch::Receiver<Arc<AgentConfig>>,
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
@@ -60,7 +61,7 @@ enum End {
 
 impl Connector {
     pub(crate) fn new(
-        tunnels: Tunnels,
+        tunnels: Arc<Tunnels>,
         config: watch::Receiver<Arc<AgentConfig>>,
         readiness: Arc<Readiness>,
         stop: CancellationToken,
@@ -116,29 +117,14 @@ impl Connector {
         loop {
             let config = Arc::clone(&self.config.borrow_and_update());
             self.token_file.watch([config.tunnel.token_file.clone()]);
-            let mut retry_after = None;
-            for step in 0..config.tunnel.urls.len() {
-                let at = (self.preferred + step) % config.tunnel.urls.len();
-                let Ok(url) = WsUrl::try_from(config.tunnel.urls[at].clone()) else {
-                    continue;
-                };
-                match self.tunnels.open(&url, &config).await {
-                    Ok(tunnel) => {
-                        self.preferred = at;
-                        self.note_up(&tunnel, &url, &config);
-                        return (tunnel, url);
-                    }
-                    Err(failure) => {
-                        self.note_failure(&url, &failure);
-                        // Whoever asks for the shortest absence is the one to come back to.
-                        let wait = failure.retry_after().unwrap_or_default();
-                        retry_after =
-                            Some(retry_after.map_or(wait, |other: Duration| other.min(wait)));
-                    }
+            match round::run(&self.tunnels, &config, self.preferred).await {
+                Ok(Won { tunnel, url, at }) => {
+                    self.preferred = at;
+                    self.note_up(&tunnel, &url, &config);
+                    return (tunnel, url);
                 }
+                Err(retry_after) => self.backoff.note_retry_after(retry_after),
             }
-            self.backoff
-                .note_retry_after(retry_after.unwrap_or_default());
             self.rest().await;
         }
     }
@@ -156,12 +142,6 @@ impl Connector {
             protocol = if tunnel.link.is_v1() { 1 } else { 2 },
             connectors = tunnel.connectors.join(",")
         );
-    }
-
-    fn note_failure(&self, url: &WsUrl, failure: &Failure) {
-        let reason = failure.class();
-        self.metrics.connect_failures.with([reason]).inc();
-        tracing::warn!(event = "tunnel_failed", %url, reason, error = %failure);
     }
 
     /// Waits before the next attempt, unless there is news that may make it succeed.
@@ -223,19 +203,16 @@ impl Connector {
     }
 
     /// Leaves an old tunnel to its flows, until its hub closes it or the agent has no more time.
-    fn leave(&self, tunnel: Tunnel, url: WsUrl, reason: Reason) {
+    fn leave(&self, mut tunnel: Tunnel, url: WsUrl, reason: Reason) {
         tracing::info!(event = "tunnel_leaving", %url, hub = tunnel.ack.hub, %reason);
         let stop = self.tunnels.links.token();
-        let Tunnel {
-            link, mut driver, ..
-        } = tunnel;
         self.tunnels.links.spawn("leaving tunnel", async move {
             let closed = tokio::select! {
                 biased;
-                closed = &mut driver => closed,
+                closed = &mut tunnel.driver => closed,
                 () = stop.cancelled() => {
-                    link.close(Reason::Shutdown);
-                    driver.await
+                    tunnel.link.close(Reason::Shutdown);
+                    (&mut tunnel.driver).await
                 }
             };
             if let Ok(closed) = closed {

@@ -109,7 +109,7 @@ impl Flows {
         open: &Open,
         epoch: u64,
     ) -> Result<(), Reason> {
-        if open.epoch < epoch && !link.is_v1() {
+        if open.epoch != epoch && !link.is_v1() {
             self.engine.counters.epoch_mismatch.inc();
             return Err(Reason::StaleEpoch);
         }

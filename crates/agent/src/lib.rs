@@ -7,6 +7,7 @@ pub mod failure;
 pub mod flows;
 pub mod health;
 pub mod metrics;
+mod round;
 pub mod targets;
 pub mod token;
 mod tunnel;

@@ -68,6 +68,13 @@ pub(crate) struct Tunnel {
     pub(crate) driver: JoinHandle<LinkClosed>,
 }
 
+/// A tunnel that nobody looks after must not stay.
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.link.close(Reason::Unspecified);
+    }
+}
+
 /// What a hub says about the tunnel itself.
 #[derive(Debug)]
 pub(crate) enum Control {
