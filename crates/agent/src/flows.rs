@@ -9,6 +9,7 @@ use nowconnect_link::counters::Engine;
 use nowconnect_link::endpoint::{FlowEvents, SocketFlow, Summary};
 use nowconnect_link::flows::FlowTable;
 use nowconnect_link::metrics::OTHER;
+use nowconnect_link::quiet::Quiet;
 use nowconnect_link::session::Link;
 use nowconnect_link::tasks::Tasks;
 use nowconnect_proto::flow::Ending;
@@ -38,6 +39,7 @@ pub struct Flows {
     /// A flow ended.
     ended: Notify,
     metrics: Arc<Metrics>,
+    refusals: Quiet,
     dials: Tasks,
 }
 
@@ -59,6 +61,7 @@ impl Flows {
             draining: AtomicBool::new(false),
             ended: Notify::new(),
             metrics,
+            refusals: Quiet::default(),
             dials,
         })
     }
@@ -93,10 +96,12 @@ impl Flows {
     /// A hub opens or resumes a flow over `link`, under the ownership `epoch`.
     pub fn open(self: &Arc<Self>, link: &Arc<Link>, id: FlowId, open: &Open, epoch: u64) {
         if let Err(reason) = self.admit(link, id, open, epoch) {
-            tracing::info!(
-                event = "flow_refused", cid = %open.cid, connector = open.connector,
-                client = open.client, %reason
-            );
+            if let Some(suppressed) = self.refusals.pass() {
+                tracing::info!(
+                    event = "flow_refused", cid = %open.cid, connector = open.connector,
+                    client = open.client, %reason, suppressed
+                );
+            }
             self.metrics.refused(&self.known(&open.connector), reason);
             link.refuse(id, reason);
         }
@@ -180,10 +185,12 @@ impl Flows {
                 flow.connected(socket);
             }
             Err(failure) => {
-                tracing::warn!(
-                    event = "target_failed", cid = %flow.cid(), connector = %label.connector,
-                    reason = %failure.reason, error = %failure
-                );
+                if let Some(suppressed) = target.quiet.pass() {
+                    tracing::warn!(
+                        event = "target_failed", cid = %flow.cid(), connector = %label.connector,
+                        reason = %failure.reason, error = %failure, suppressed
+                    );
+                }
                 self.metrics.refused(&label.connector, failure.reason);
                 flow.abort(failure.reason);
             }

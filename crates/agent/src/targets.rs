@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use nowconnect_link::dial::{DialErrorKind, TcpOptions, dial_tcp};
+use nowconnect_link::quiet::Quiet;
 use nowconnect_proto::Reason;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -30,6 +31,8 @@ pub struct Targets {
 pub struct Destination {
     target: Target,
     places: Arc<Semaphore>,
+    /// For what goes wrong with it, in the log.
+    pub(crate) quiet: Quiet,
 }
 
 /// Why there is no connection to a target.
@@ -62,7 +65,13 @@ impl Targets {
                 || Arc::new(Semaphore::new(DIALS_PER_CONNECTOR)),
                 |known| Arc::clone(&known.places),
             );
-            Some((name.clone(), Arc::new(Destination { target, places })))
+            let quiet = Quiet::default();
+            let destination = Destination {
+                target,
+                places,
+                quiet,
+            };
+            Some((name.clone(), Arc::new(destination)))
         };
         let exported = &config.tunnel.exported_connectors;
         self.current

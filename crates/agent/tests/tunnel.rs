@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 #[path = "tunnel/hub.rs"]
 mod hub;
 
-use hub::{Hub, Site, echo_target, soon, targets};
+use hub::{Hub, Silent, Site, echo_target, soon, targets};
 
 #[tokio::test]
 async fn a_tunnel_carries_flows() {
@@ -106,20 +106,11 @@ async fn refusals_say_why() {
 #[tokio::test]
 async fn a_target_that_swallows_attempts_holds_up_nobody_else() {
     let mut hub = Hub::start().await;
-    // A listener whose queue is full answers no SYN any more.
-    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-    socket
-        .bind("127.0.0.1:0".parse().expect("an address"))
-        .expect("bind");
-    let full = socket.listen(1).expect("listen");
-    let at = full.local_addr().expect("address");
-    let mut queued = Vec::new();
-    while let Ok(connected) =
-        tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(at)).await
-    {
-        queued.push(connected);
-    }
-    let mut site = Site::new(&[hub.url()], &[("ldap", echo_target().await), ("deaf", at)]);
+    let silent = Silent::new().await;
+    let mut site = Site::new(
+        &[hub.url()],
+        &[("ldap", echo_target().await), ("deaf", silent.address)],
+    );
     site.config.limits.connect_timeout = Duration::from_millis(700);
     let _agent = site.start().await;
     let session = hub.session().await;
@@ -216,6 +207,22 @@ async fn hubs_that_cannot_be_reached_are_passed_over() {
     let session = hub.session().await;
     session.link.close(Reason::Operator);
     hub.session().await;
+}
+
+#[tokio::test]
+async fn a_hub_that_is_silently_gone_does_not_cost_its_whole_deadline() {
+    let silent = Silent::new().await;
+    let mut hub = Hub::start().await;
+    let urls = [format!("ws://{}/tunnel", silent.address), hub.url()];
+    let site = Site::new(&urls, &[("ldap", echo_target().await)]);
+    let began = std::time::Instant::now();
+    let _agent = site.start().await;
+    hub.session().await;
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test]

@@ -4,7 +4,6 @@
 //! reaches an agent that was not judged here.
 
 mod proxy;
-mod quiet;
 mod slots;
 
 use std::net::{IpAddr, SocketAddr};
@@ -17,8 +16,8 @@ use tokio::net::TcpStream;
 use crate::config::{HubConfig, ListenerConfig, ProxyProtocol};
 use crate::metrics::{ConnectorMetrics, ListenerError, Metrics};
 
+pub use nowconnect_link::quiet::Quiet;
 pub use proxy::{HEADER_DEADLINE, ProxyError};
-pub use quiet::Quiet;
 
 use slots::{ClientGate, ClientSlot, Gate, Slot};
 

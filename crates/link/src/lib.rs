@@ -7,6 +7,7 @@ pub mod endpoint;
 pub mod flows;
 pub mod metrics;
 mod outgoing;
+pub mod quiet;
 mod reply;
 pub mod session;
 pub mod stream;

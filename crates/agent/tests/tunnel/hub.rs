@@ -32,15 +32,16 @@ use nowconnect_proto::{Cid, FlowId, Frame, Reason};
 use nowconnect_settings::{LogFormat, LogLevel};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 const MAX_PAYLOAD: usize = 65_536;
 
 /// Fails when `what` takes unreasonably long.
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what)
+    timeout(Duration::from_secs(20), what)
         .await
         .expect("in time")
 }
@@ -350,6 +351,34 @@ pub(crate) async fn echo_target() -> SocketAddr {
         }
     });
     address
+}
+
+/// An address that answers no SYN: a listener whose queue is full.
+pub(crate) struct Silent {
+    pub(crate) address: SocketAddr,
+    _listener: TcpListener,
+    _queued: Vec<TcpStream>,
+}
+
+impl Silent {
+    pub(crate) async fn new() -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket
+            .bind("127.0.0.1:0".parse().expect("an address"))
+            .expect("bind");
+        let listener = socket.listen(1).expect("listen");
+        let address = listener.local_addr().expect("address");
+        let mut queued = Vec::new();
+        let connect = || timeout(Duration::from_millis(300), TcpStream::connect(address));
+        while let Ok(connected) = connect().await {
+            queued.push(connected.expect("connected"));
+        }
+        Self {
+            address,
+            _listener: listener,
+            _queued: queued,
+        }
+    }
 }
 
 /// An agent's configuration and the directory of its token.
