@@ -14,13 +14,17 @@ use crate::stream::{BufferedIo, Stream};
 use crate::tls::LiveClientConfig;
 
 mod error;
+mod kind;
 mod proxy;
+mod rules;
 mod tcp;
 mod tunnel;
 mod url;
 
-pub use error::{DialError, DialErrorKind, Stage};
-pub use proxy::{Proxy, ProxyRules, ProxyUrlError};
+pub use error::{DialError, Stage};
+pub use kind::DialErrorKind;
+pub use proxy::{Proxy, ProxyUrlError};
+pub use rules::ProxyRules;
 pub use tcp::{TcpOptions, dial_tcp};
 pub use url::{WsUrl, WsUrlError};
 

@@ -29,70 +29,33 @@ impl Offer {
     /// # Errors
     /// The answer to send instead.
     pub fn from_request<B>(request: &Request<B>) -> Result<Self, Refusal> {
+        check_is_upgrade(request)?;
         let headers = request.headers();
-        let bad = |detail| Err(Refusal::new(StatusCode::BAD_REQUEST, "bad_upgrade", detail));
-        if request.method() != Method::GET {
-            let status = StatusCode::METHOD_NOT_ALLOWED;
-            return Err(
-                Refusal::new(status, "bad_method", "a WebSocket is opened with GET")
-                    .with_header(header::ALLOW, HeaderValue::from_static("GET")),
-            );
-        }
-        if request.version() != Version::HTTP_11 {
-            let status = StatusCode::HTTP_VERSION_NOT_SUPPORTED;
-            return Err(Refusal::new(
-                status,
-                "bad_http_version",
-                "only HTTP/1.1 upgrades",
-            ));
-        }
-        if headers.contains_key(header::ORIGIN) {
-            return Err(Refusal::new(
-                StatusCode::FORBIDDEN,
-                "browser_origin",
-                "requests with an Origin header are refused",
-            ));
-        }
-        if !list_has(headers, header::UPGRADE, "websocket")
-            || !list_has(headers, header::CONNECTION, "upgrade")
-        {
-            return Err(upgrade_required(
-                "not_an_upgrade",
-                "this path speaks only WebSocket",
-            ));
-        }
-        if one(headers, header::SEC_WEBSOCKET_VERSION) != Some("13") {
-            return Err(upgrade_required(
-                "bad_websocket_version",
-                "only version 13 is spoken",
-            ));
-        }
-        let Some(key) = one(headers, header::SEC_WEBSOCKET_KEY) else {
-            return bad("exactly one Sec-WebSocket-Key is needed");
+        let key = one(headers, header::SEC_WEBSOCKET_KEY).unwrap_or_default();
+        let count = |name| headers.get_all(name).iter().count();
+        let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+        let has_body =
+            headers.contains_key(header::TRANSFER_ENCODING) || lengths.any(|length| length != "0");
+        let problem = if BASE64_STANDARD.decode(key).map(|key| key.len()) != Ok(16) {
+            "exactly one Sec-WebSocket-Key of 16 bytes in base64 is needed"
+        } else if count(header::HOST) != 1 {
+            "exactly one Host is needed"
+        } else if count(header::AUTHORIZATION) > 1 {
+            "there are several Authorization headers"
+        } else if has_body {
+            "an upgrade request has no body"
+        } else {
+            let protocols = list(headers, header::SEC_WEBSOCKET_PROTOCOL);
+            return Ok(Self {
+                accept: accept_key(key.as_bytes()),
+                protocols: protocols.map(str::to_owned).collect(),
+            });
         };
-        if BASE64_STANDARD.decode(key).map(|key| key.len()) != Ok(16) {
-            return bad("Sec-WebSocket-Key is not 16 bytes in base64");
-        }
-        if headers.get_all(header::HOST).iter().count() != 1 {
-            return bad("exactly one Host is needed");
-        }
-        if headers.get_all(header::AUTHORIZATION).iter().count() > 1 {
-            return bad("there are several Authorization headers");
-        }
-        let no_body = headers
-            .get_all(header::CONTENT_LENGTH)
-            .iter()
-            .all(|length| length == "0");
-        if headers.contains_key(header::TRANSFER_ENCODING) || !no_body {
-            return bad("an upgrade request has no body");
-        }
-        let protocols = list(headers, header::SEC_WEBSOCKET_PROTOCOL)
-            .map(str::to_owned)
-            .collect();
-        Ok(Self {
-            accept: accept_key(key.as_bytes()),
-            protocols,
-        })
+        Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "bad_upgrade",
+            problem,
+        ))
     }
 
     /// The first of `supported` that the client offers.
@@ -249,6 +212,50 @@ impl Refusal {
         }
         response
     }
+}
+
+/// Whether this asks for a WebSocket at all, and not from within a browser.
+fn check_is_upgrade<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let headers = request.headers();
+    if request.method() != Method::GET {
+        let allow = HeaderValue::from_static("GET");
+        let detail = "a WebSocket is opened with GET";
+        return Err(
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "bad_method", detail)
+                .with_header(header::ALLOW, allow),
+        );
+    }
+    if request.version() != Version::HTTP_11 {
+        let status = StatusCode::HTTP_VERSION_NOT_SUPPORTED;
+        return Err(Refusal::new(
+            status,
+            "bad_http_version",
+            "only HTTP/1.1 upgrades",
+        ));
+    }
+    if headers.contains_key(header::ORIGIN) {
+        let detail = "requests with an Origin header are refused";
+        return Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "browser_origin",
+            detail,
+        ));
+    }
+    let is_upgrade = list_has(headers, header::UPGRADE, "websocket")
+        && list_has(headers, header::CONNECTION, "upgrade");
+    if !is_upgrade {
+        return Err(upgrade_required(
+            "not_an_upgrade",
+            "this path speaks only WebSocket",
+        ));
+    }
+    if one(headers, header::SEC_WEBSOCKET_VERSION) != Some("13") {
+        return Err(upgrade_required(
+            "bad_websocket_version",
+            "only version 13 is spoken",
+        ));
+    }
+    Ok(())
 }
 
 /// 426 names what would be accepted (RFC 9110 section 15.5.22, RFC 6455 section 4.2.2).
