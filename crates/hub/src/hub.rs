@@ -273,10 +273,8 @@ impl Hub {
         // Nothing fails from here on.
         self.keys.commit(keys);
         self.policy.set_rules(new);
-        self.tunnels.set_terms(new);
         self.tunnels
-            .gate()
-            .set_rules(self.keys.verifier(&new.security), &new.security);
+            .set_rules(new, self.keys.verifier(&new.security));
         self.health.set_mode(new.ha.mode);
         self.metrics.mesh.set_mode(new.ha.mode.as_str());
         (self.set_log_level)(new.observability.log_level);
@@ -352,8 +350,8 @@ fn files(tls: &ServerTls) -> ServerFiles {
         key_file: tls.key_file.clone(),
     };
     let client_auth = match &tls.client_ca {
-        // Agents prove themselves with a token; a certificate comes on top where one is demanded.
-        Some(ca) => ClientAuth::Required(ca.clone()),
+        // Only `/tunnel` demands one: health checks come over the same port.
+        Some(ca) => ClientAuth::Optional(ca.clone()),
         None => ClientAuth::Off,
     };
     ServerFiles {

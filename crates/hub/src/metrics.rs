@@ -20,7 +20,7 @@ pub use mesh::{
     BACKPRESSURE_REASONS, FRAME_TYPES, HA_MODES, LINK_STATES, MeshMetrics, PeerMetrics,
 };
 pub use nowconnect_link::metrics::Format;
-pub use tunnels::{RECONNECT_REASONS, TunnelMetrics};
+pub use tunnels::TunnelMetrics;
 
 /// Distinct connector names, agent ids or peers that get series of their own.
 const NAMES_PER_KIND: usize = 1024;

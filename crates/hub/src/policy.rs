@@ -19,7 +19,8 @@ use crate::metrics::{ConnectorMetrics, ListenerError, Metrics};
 pub use nowconnect_link::quiet::Quiet;
 pub use proxy::{HEADER_DEADLINE, ProxyError};
 
-use slots::{ClientGate, ClientSlot, Gate, Slot};
+use slots::{Gate, Slot};
+pub(crate) use slots::{KeyedGate, KeyedSlot};
 
 /// The rules for every client, exchanged as a whole when the configuration changes.
 #[derive(Debug)]
@@ -46,7 +47,7 @@ impl Rules {
 pub struct Policy {
     rules: ArcSwap<Rules>,
     total: Gate,
-    clients: ClientGate,
+    clients: KeyedGate<IpAddr>,
 }
 
 /// One listener as policy, router and logs see it. A reload that changes its rules keeps its name,
@@ -135,7 +136,7 @@ impl Door {
 pub struct Permit {
     client: SocketAddr,
     door: Arc<Door>,
-    _places: (Slot, Slot, ClientSlot),
+    _places: (Slot, Slot, KeyedSlot<IpAddr>),
 }
 
 impl Permit {
@@ -160,7 +161,7 @@ impl Policy {
         Self {
             rules: ArcSwap::from_pointee(rules),
             total: Gate::default(),
-            clients: ClientGate::default(),
+            clients: KeyedGate::default(),
         }
     }
 

@@ -38,6 +38,8 @@ pub struct Surface {
 pub(crate) struct Call {
     pub(crate) request: Request<Incoming>,
     pub(crate) peer: SocketAddr,
+    /// The client has proven a certificate.
+    pub(crate) certified: bool,
     /// Too many strangers are here already.
     pub(crate) busy: bool,
 }
@@ -49,7 +51,7 @@ impl Surface {
         match (path, &self.tunnels) {
             ("/tunnel", Some(_)) if call.busy => answer::unavailable("busy", 5),
             ("/tunnel", Some(tunnels)) => tunnels
-                .receive(&mut call.request, call.peer)
+                .receive(&mut call.request, call.peer, call.certified)
                 .await
                 .unwrap_or_else(Refusal::into_response),
             ("/healthz" | "/readyz" | "/metrics", _) => self.read_only(&call.request),

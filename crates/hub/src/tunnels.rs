@@ -26,11 +26,11 @@ use nowconnect_proto::frame::MAX_PAYLOAD;
 use nowconnect_proto::{Cid, Reason};
 use parking_lot::Mutex;
 
-use crate::auth::Rejection;
+use crate::auth::{Rejection, Verifier};
 use crate::config::HubConfig;
 use crate::forwarded::sender;
 use crate::metrics::Metrics;
-use crate::policy::Quiet;
+use crate::policy::{KeyedGate, Quiet};
 use crate::registry::Embedded;
 
 pub use directory::Directory;
@@ -43,6 +43,9 @@ use newcomer::Newcomer;
 /// The subprotocol of version 2; an agent that does not offer it speaks version 1.
 const SUBPROTOCOL: &str = "nowconnect.v2";
 
+/// Tunnels that one agent may have here at a time, those in their handshake included.
+const TUNNELS_PER_AGENT: usize = 16;
+
 /// What agents are told, exchanged as a whole when the configuration changes.
 #[derive(Debug, Clone)]
 struct Terms {
@@ -54,6 +57,8 @@ struct Terms {
     queue_depth: usize,
     queue_bytes: usize,
     trusted_proxies: Vec<IpNet>,
+    /// On top of their token, agents must show a certificate of `tunnel.tls.client_ca`.
+    certificates: bool,
 }
 
 impl Terms {
@@ -68,6 +73,11 @@ impl Terms {
             queue_depth: config.limits.queue_depth_per_cid,
             queue_bytes: config.limits.memory_budget / 8,
             trusted_proxies: config.tunnel.trusted_proxies.clone(),
+            certificates: config
+                .tunnel
+                .tls
+                .as_ref()
+                .is_some_and(|tls| tls.client_ca.is_some()),
         }
     }
 }
@@ -76,6 +86,7 @@ impl Terms {
 pub struct Tunnels {
     terms: ArcSwap<Terms>,
     gate: Gate,
+    places: KeyedGate<Arc<str>>,
     registry: Arc<Embedded>,
     directory: Directory,
     orphans: Orphans,
@@ -102,6 +113,7 @@ impl Tunnels {
         let tunnels = Arc::new(Self {
             terms: ArcSwap::from_pointee(Terms::of(config)),
             gate,
+            places: KeyedGate::default(),
             registry,
             directory: Directory::default(),
             orphans: Orphans::default(),
@@ -140,28 +152,42 @@ impl Tunnels {
         self.terms.load().resume_grace
     }
 
-    /// Puts other terms in force, for tunnels that come from now on.
-    pub fn set_terms(&self, config: &HubConfig) {
+    /// Puts other rules in force: those for connectors at once, the rest for tunnels that come from
+    /// now on.
+    pub fn set_rules(&self, config: &HubConfig, verifier: Verifier) {
         self.terms.store(Arc::new(Terms::of(config)));
+        self.gate.set_rules(verifier, &config.security);
+        for session in self.directory.sessions() {
+            session.judge_exports(self);
+        }
     }
 
-    /// Answers a request for `/tunnel`: 101 and a session of its own, or why not.
+    /// Answers a request for `/tunnel`: 101 and a session of its own, or why not. `certified` says
+    /// whether the client of the connection has proven a certificate.
     pub(crate) async fn receive(
         self: &Arc<Self>,
         request: &mut Request<Incoming>,
         peer: SocketAddr,
+        certified: bool,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
         let offer = Offer::from_request(request)?;
-        if self.leaving.lock().is_some() {
-            let busy = StatusCode::SERVICE_UNAVAILABLE;
-            return Err(Refusal::new(busy, "draining", "this hub is about to stop")
-                .retry_after(Duration::from_secs(1)));
-        }
         let terms = self.terms.load_full();
         let remote = sender(peer, request.headers(), &terms.trusted_proxies);
+        self.welcome(certified || !terms.certificates)?;
         let identity = match self.gate.authenticate(request.headers()).await {
             Ok(identity) => identity,
             Err(rejection) => return Err(self.reject(&rejection, &remote)),
+        };
+        let place = self
+            .places
+            .take(identity.agent_id.as_str().into(), TUNNELS_PER_AGENT);
+        let Some(place) = place else {
+            tracing::warn!(event = "too_many_tunnels", agent_id = %identity.agent_id, %remote);
+            let busy = StatusCode::TOO_MANY_REQUESTS;
+            return Err(
+                Refusal::new(busy, "too_many_tunnels", "this agent has enough of them")
+                    .retry_after(Duration::from_secs(5)),
+            );
         };
         let protocol = offer.choose(&[SUBPROTOCOL]);
         let (response, pending) = offer.accept(request, protocol);
@@ -171,8 +197,29 @@ impl Tunnels {
             identity,
             remote,
         };
-        self.tasks.spawn("tunnel", newcomer.serve(pending));
+        self.tasks.spawn("tunnel", async move {
+            newcomer.serve(pending).await;
+            drop(place);
+        });
         Ok(response)
+    }
+
+    fn welcome(&self, certified: bool) -> Result<(), Refusal> {
+        if self.leaving.lock().is_some() {
+            let busy = StatusCode::SERVICE_UNAVAILABLE;
+            return Err(Refusal::new(busy, "draining", "this hub is about to stop")
+                .retry_after(Duration::from_secs(1)));
+        }
+        if !certified {
+            self.gate.count_rejection("client_certificate");
+            let detail = "this hub wants a client certificate besides the token";
+            return Err(Refusal::new(
+                StatusCode::FORBIDDEN,
+                "client_certificate",
+                detail,
+            ));
+        }
+        Ok(())
     }
 
     fn reject(&self, rejection: &Rejection, remote: &dyn std::fmt::Display) -> Refusal {
@@ -220,9 +267,9 @@ impl Tunnels {
         }
     }
 
-    /// A flow has ended.
-    pub(crate) fn release(&self, holder: &Holder, cid: Cid) {
-        self.orphans.take(holder, cid);
+    /// A flow waits no longer; false when it did not.
+    pub(crate) fn release(&self, holder: &Holder, cid: Cid) -> bool {
+        self.orphans.take(holder, cid)
     }
 
     /// Counts a flow that ended because its path was lost.

@@ -14,6 +14,9 @@
 //! # }
 //! ```
 
+/// For tests whose crate does not depend on it.
+pub use anyhow;
+
 pub mod connect_proxy;
 pub mod fault_proxy;
 pub mod http;

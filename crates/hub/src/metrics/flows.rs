@@ -18,8 +18,6 @@ pub enum ListenerError {
     MaxConnListener,
     /// The client's address holds `limits.max_conn_per_client` connections.
     MaxConnClient,
-    /// Flows hold all of `limits.memory_budget_mb`.
-    MemoryBudget,
     /// The PROXY header was missing, malformed, or did not come in time.
     ProxyHeader,
     /// A PROXY header is due, and the sender is not one of `tunnel.trusted_proxies`.
@@ -30,24 +28,20 @@ pub enum ListenerError {
     Refused,
     /// The policy decision point said no, or nothing.
     PdpDenied,
-    /// The hub is draining.
-    Draining,
 }
 
 impl ListenerError {
     /// All of them, in the order of declaration.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 9] = [
         Self::CidrBlocked,
         Self::MaxConnTotal,
         Self::MaxConnListener,
         Self::MaxConnClient,
-        Self::MemoryBudget,
         Self::ProxyHeader,
         Self::ProxyUntrusted,
         Self::NoAgent,
         Self::Refused,
         Self::PdpDenied,
-        Self::Draining,
     ];
 
     /// The name in metrics and logs.
@@ -57,13 +51,11 @@ impl ListenerError {
             Self::MaxConnTotal => "max_conn_total",
             Self::MaxConnListener => "max_conn_listener",
             Self::MaxConnClient => "max_conn_client",
-            Self::MemoryBudget => "memory_budget",
             Self::ProxyHeader => "proxy_header",
             Self::ProxyUntrusted => "proxy_untrusted",
             Self::NoAgent => "no_agent",
             Self::Refused => "refused",
             Self::PdpDenied => "pdp_denied",
-            Self::Draining => "draining",
         }
     }
 }

@@ -4,18 +4,6 @@ use nowconnect_link::metrics::{Catalog, SecondsGauge, Vector};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
-/// Why a tunnel ended: the values of `reason` in `nowconnect_tunnel_reconnects_total`.
-pub const RECONNECT_REASONS: [&str; 8] = [
-    "ping_timeout",
-    "closed",
-    "io_error",
-    "protocol_error",
-    "superseded",
-    "token_expired",
-    "restarted",
-    "drained",
-];
-
 /// Agents, authentication, protocol errors, the policy decision point, configuration.
 #[derive(Debug)]
 pub struct TunnelMetrics {

@@ -1,8 +1,7 @@
 //! Counted places: taken within a limit, given back by being dropped.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::net::IpAddr;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -37,41 +36,49 @@ impl Drop for Slot {
     }
 }
 
-/// Counts places per client address. Holds an entry only for addresses that hold a place, so the
-/// limit on all connections bounds it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct ClientGate(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// One place of a client address.
+/// Counts places per key. Holds an entry only for keys that hold a place, so whatever bounds the
+/// places bounds it.
 #[derive(Debug)]
-pub(super) struct ClientSlot {
-    gate: ClientGate,
-    address: IpAddr,
+pub(crate) struct KeyedGate<K: Eq + Hash>(Arc<Mutex<HashMap<K, usize>>>);
+
+/// One place of a key.
+#[derive(Debug)]
+pub(crate) struct KeyedSlot<K: Eq + Hash> {
+    gate: KeyedGate<K>,
+    key: K,
 }
 
-impl ClientGate {
-    /// A place for `address`, unless it holds `limit` already.
-    pub(super) fn take(&self, address: IpAddr, limit: usize) -> Option<ClientSlot> {
+impl<K: Eq + Hash> Default for KeyedGate<K> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K: Eq + Hash + Clone> KeyedGate<K> {
+    /// A place for `key`, unless it holds `limit` (at least 1) already.
+    pub(crate) fn take(&self, key: K, limit: usize) -> Option<KeyedSlot<K>> {
         let mut held = self.0.lock();
-        let count = held.entry(address).or_insert(0);
+        let count = held.entry(key.clone()).or_insert(0);
         if *count >= limit {
             return None;
         }
         *count += 1;
-        Some(ClientSlot {
-            gate: self.clone(),
-            address,
+        Some(KeyedSlot {
+            gate: Self(self.0.clone()),
+            key,
         })
     }
 }
 
-impl Drop for ClientSlot {
+impl<K: Eq + Hash> Drop for KeyedSlot<K> {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut held) = self.gate.0.lock().entry(self.address) {
-            *held.get_mut() -= 1;
-            if *held.get() == 0 {
-                held.remove();
-            }
+        let mut held = self.gate.0.lock();
+        let left = held.get_mut(&self.key).map(|count| {
+            *count -= 1;
+            *count
+        });
+        if left == Some(0) {
+            held.remove(&self.key);
         }
     }
 }
@@ -91,9 +98,9 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_counted_apart_and_forgotten() {
-        let gate = ClientGate::default();
-        let [a, b] = ["192.0.2.1", "192.0.2.2"].map(|a| a.parse().expect("an address"));
+    fn keys_are_counted_apart_and_forgotten() {
+        let gate = KeyedGate::default();
+        let [a, b] = ["192.0.2.1", "192.0.2.2"];
         let held = gate.take(a, 1).expect("room");
         assert!(gate.take(a, 1).is_none());
         assert!(gate.take(b, 1).is_some());

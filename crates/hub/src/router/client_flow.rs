@@ -87,8 +87,15 @@ impl ClientFlow {
                 route.holder = Some(session.holder());
                 route.tried.push(session.agent_id.clone());
             }
-            if session.link().attach(flow, session.epoch()).is_ok() {
-                return true;
+            match session.link().attach(flow, session.epoch()) {
+                Ok(()) => return true,
+                Err(Reason::FlowIdsExhausted) => {}
+                // The link has just ended, so the flow waits like one that lost its path, unless
+                // somebody has taken care of it since.
+                Err(_) if !self.router.tunnels().release(&session.holder(), self.cid) => {
+                    return true;
+                }
+                Err(_) => {}
             }
             next = self.next_session();
         }

@@ -116,12 +116,14 @@ impl Doorman {
     /// Ends when the connection does, or has become a tunnel, which then belongs to its session.
     async fn serve(&self, stream: Stream, peer: SocketAddr, busy: bool) {
         let surface = &self.surface;
+        let certified = stream.peer_certificates().is_some();
         let service = service_fn(|request| async move {
             Ok::<_, std::convert::Infallible>(
                 surface
                     .answer(Call {
                         request,
                         peer,
+                        certified,
                         busy,
                     })
                     .await,

@@ -239,6 +239,7 @@ impl Newcomer {
             identity,
             instance: hello.instance,
             version: hello.version,
+            offers: hello.connectors,
             exports,
             remote,
             link,

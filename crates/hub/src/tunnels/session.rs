@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::Tunnels;
+use super::gate::Gate;
 use super::orphans::Holder;
 use crate::auth::Identity;
 use crate::metrics::Metrics;
@@ -21,7 +22,7 @@ use crate::registry::Lease;
 
 /// UPDATEs and TOKENs that may wait to be answered; an agent that sends more is not one of ours.
 pub(super) const MAILBOX: usize = 16;
-/// From the end of a token to the end of its tunnel: time for the agent to open another first.
+/// Between telling an agent that its token ends and closing the tunnel: time to open another first.
 const EXPIRY_NOTICE: Duration = Duration::from_secs(5);
 /// Longest sleep before the wall clock is looked at again, which may have been set.
 const CLOCK_CHECK: Duration = Duration::from_secs(60);
@@ -41,6 +42,8 @@ pub struct Session {
     pub since: Instant,
     link: Arc<Link>,
     lease: Lease,
+    /// What the agent would export if its token granted everything.
+    offers: Mutex<Vec<String>>,
     exports: ArcSwap<Vec<String>>,
     identity: Mutex<Identity>,
 }
@@ -50,6 +53,7 @@ pub(super) struct Parts {
     pub(super) identity: Identity,
     pub(super) instance: Instance,
     pub(super) version: String,
+    pub(super) offers: Vec<String>,
     pub(super) exports: Vec<String>,
     pub(super) remote: IpAddr,
     pub(super) link: Arc<Link>,
@@ -66,6 +70,7 @@ impl Session {
             since: Instant::now(),
             link: parts.link,
             lease: parts.lease,
+            offers: Mutex::new(parts.offers),
             exports: ArcSwap::from_pointee(parts.exports),
             identity: Mutex::new(parts.identity),
         })
@@ -115,21 +120,19 @@ impl Session {
         tunnels: &Tunnels,
         mut mail: mpsc::Receiver<Frame>,
     ) {
-        let mut told = false;
+        let mut end = None;
         let mut keys = tunnels.gate().key_changes();
         loop {
-            let remaining = self.token_remaining();
-            if remaining.is_zero() {
-                if told {
-                    return self.link.close(Reason::TokenExpired);
-                }
-                told = true;
+            let now = Instant::now();
+            let left = self.token_remaining().saturating_sub(EXPIRY_NOTICE);
+            if end.is_none() && left.is_zero() {
                 self.link.go_away(Reason::TokenExpired, EXPIRY_NOTICE);
+                end = Some(now + EXPIRY_NOTICE);
             }
-            let nap = if told {
-                EXPIRY_NOTICE
-            } else {
-                remaining.min(CLOCK_CHECK)
+            let nap = match end {
+                Some(end) if end <= now => return self.link.close(Reason::TokenExpired),
+                Some(end) => end - now,
+                None => left.min(CLOCK_CHECK),
             };
             tokio::select! {
                 frame = mail.recv() => match frame {
@@ -137,11 +140,11 @@ impl Session {
                     None => return,
                 },
                 () = tokio::time::sleep(nap) => {}
-                changed = keys.changed() => {
-                    if changed.is_err() || !tunnels.gate().holds_key_of(&self.identity.lock()) {
-                        self.identity.lock().expires_at = SystemTime::UNIX_EPOCH;
-                    }
-                }
+                changed = keys.changed() => match changed {
+                    Ok(()) => self.judge_key(tunnels.gate()),
+                    // The keys come from elsewhere now, and are judged when they have come.
+                    Err(_) => keys = tunnels.gate().key_changes(),
+                },
             }
         }
     }
@@ -150,10 +153,50 @@ impl Session {
         self.identity.lock().remaining(SystemTime::now())
     }
 
+    /// A token whose key was withdrawn is over.
+    fn judge_key(&self, gate: &Gate) {
+        let mut identity = self.identity.lock();
+        if !gate.holds_key_of(&identity) {
+            identity.expires_at = SystemTime::UNIX_EPOCH;
+        }
+    }
+
+    /// Exports what the rules in force and the token allow of what the agent offers, and tells the
+    /// agent when that has changed.
+    pub(super) fn judge_exports(self: &Arc<Self>, tunnels: &Tunnels) {
+        let before = self.exports();
+        let answer = self.export(tunnels);
+        if *before != answer.accepted
+            && let Ok(body) = answer.encode()
+        {
+            self.link.send(Frame::UpdateAck(body.into()));
+        }
+    }
+
+    fn export(self: &Arc<Self>, tunnels: &Tunnels) -> UpdateAck {
+        let offers = self.offers.lock().clone();
+        let (accepted, rejected) = tunnels.gate().sort(&self.identity.lock(), offers);
+        if *self.exports() != accepted {
+            tunnels.directory().reexport(self, accepted.clone());
+            self.lease.update(accepted.clone());
+            tracing::info!(
+                event = "agent_updated",
+                agent_id = %self.agent_id,
+                connectors = %accepted.join(","),
+                rejected = rejected.len(),
+                audit = true,
+            );
+        }
+        UpdateAck { accepted, rejected }
+    }
+
     async fn answer(self: &Arc<Self>, tunnels: &Tunnels, frame: Frame) {
         let answered = match frame {
             Frame::Update(body) => Update::decode(&body)
-                .and_then(|update| self.update(tunnels, update).encode())
+                .and_then(|update| {
+                    *self.offers.lock() = update.connectors;
+                    self.export(tunnels).encode()
+                })
                 .map(|body| Frame::UpdateAck(body.into())),
             Frame::Token(body) => match Token::decode(&body) {
                 Ok(token) => self
@@ -183,22 +226,7 @@ impl Session {
         self.link.close(Reason::ProtocolError);
     }
 
-    fn update(self: &Arc<Self>, tunnels: &Tunnels, update: Update) -> UpdateAck {
-        let (accepted, rejected) = tunnels
-            .gate()
-            .sort(&self.identity.lock(), update.connectors);
-        tunnels.directory().reexport(self, accepted.clone());
-        self.lease.update(accepted.clone());
-        tracing::info!(
-            event = "agent_updated",
-            agent_id = %self.agent_id,
-            connectors = %accepted.join(","),
-            rejected = rejected.len(),
-        );
-        UpdateAck { accepted, rejected }
-    }
-
-    async fn renew(&self, tunnels: &Tunnels, token: Token) -> TokenAck {
+    async fn renew(self: &Arc<Self>, tunnels: &Tunnels, token: Token) -> TokenAck {
         let refuse = |code: &str| {
             tunnels.gate().count_rejection(code);
             tracing::warn!(
@@ -217,6 +245,7 @@ impl Session {
             Ok(identity) if identity.agent_id == *self.agent_id => {
                 let expires = identity.expires_at.duration_since(SystemTime::UNIX_EPOCH);
                 *self.identity.lock() = identity;
+                self.judge_exports(tunnels);
                 tracing::info!(event = "token_renewed", agent_id = %self.agent_id, audit = true);
                 TokenAck::Renewed {
                     expires_at: expires.unwrap_or_default().as_secs(),

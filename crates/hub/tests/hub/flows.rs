@@ -1,0 +1,235 @@
+//! Clients and the agents that serve them.
+
+use nowconnect_proto::Reason;
+use nowconnect_testkit::pattern::Pattern;
+use nowconnect_testkit::raw_tunnel::{RawTunnel, payload};
+use nowconnect_testkit::transfer::{self, End};
+use tokio::io::AsyncWriteExt;
+
+use crate::agent::Process;
+use crate::rig::Rig;
+
+#[tokio::test]
+async fn a_client_without_an_agent_is_reset() {
+    let rig = Rig::start().await;
+    let (bytes, end) = transfer::read_to_end(&mut rig.client().await)
+        .await
+        .unwrap();
+    assert!(bytes.is_empty());
+    assert_eq!(end, End::Reset);
+    let labels = [("connector", "echo"), ("type", "no_agent")];
+    rig.wait_metric("nowconnect_listener_errors_total", &labels, 1.0)
+        .await;
+    assert_eq!(rig.hub.router().count(), 0);
+}
+
+#[tokio::test]
+async fn bytes_reach_the_target_and_come_back() {
+    let rig = Rig::start().await;
+    let process = Process::new("site-1", 1).await;
+    let _agent = rig.tunnel(&process).await;
+    let mut client = rig.client().await;
+    transfer::echo(&mut client, Pattern(1), 0, 300_000)
+        .await
+        .unwrap();
+    let echo = [("connector", "echo")];
+    rig.wait_metric("nowconnect_tcp_active_connections", &echo, 1.0)
+        .await;
+    client.shutdown().await.unwrap();
+    let (_, end) = transfer::read_to_end(&mut client).await.unwrap();
+    assert_eq!(end, End::Finished);
+    rig.wait_flows(0).await;
+    let scrape = rig.scrape().await;
+    for direction in ["c2a", "a2c"] {
+        let labels = [("connector", "echo"), ("direction", direction)];
+        assert_eq!(
+            scrape.get("nowconnect_tcp_bytes_total", &labels),
+            Some(300_000.0)
+        );
+    }
+    assert_eq!(
+        scrape.get("nowconnect_tcp_active_connections", &echo),
+        Some(0.0)
+    );
+    assert_eq!(
+        scrape.get("nowconnect_open_latency_seconds_count", &echo),
+        Some(1.0)
+    );
+    assert_eq!(
+        scrape.get("nowconnect_connection_duration_seconds_count", &echo),
+        Some(1.0)
+    );
+}
+
+#[tokio::test]
+async fn the_next_agent_is_tried_until_one_accepts() {
+    let rig = Rig::start().await;
+    let mut refusing = Vec::new();
+    for n in 0..3 {
+        let process = Process::new(&format!("site-{n}"), n).await;
+        process.refuse(Reason::ConnectFailed);
+        let tunnel = rig.tunnel(&process).await;
+        refusing.push((process, tunnel));
+    }
+    let (_, end) = transfer::read_to_end(&mut rig.client().await)
+        .await
+        .unwrap();
+    assert_eq!(end, End::Reset, "nobody accepts");
+    assert!(refusing.iter().all(|(process, _)| process.asked() == 1));
+    let labels = [("connector", "echo"), ("type", "refused")];
+    rig.wait_metric("nowconnect_listener_errors_total", &labels, 1.0)
+        .await;
+
+    let willing = Process::new("site-9", 9).await;
+    let _tunnel = rig.tunnel(&willing).await;
+    for n in 0..8 {
+        transfer::echo(&mut rig.client().await, Pattern(n), 0, 1000)
+            .await
+            .unwrap();
+    }
+    assert_eq!(willing.asked(), 8);
+}
+
+#[tokio::test]
+async fn flows_spread_over_the_agents_of_a_connector() {
+    let rig = Rig::start().await;
+    let (a, b) = (
+        Process::new("site-1", 1).await,
+        Process::new("site-2", 2).await,
+    );
+    let _tunnels = (rig.tunnel(&a).await, rig.tunnel(&b).await);
+    let mut clients = Vec::new();
+    for n in 0..10 {
+        let mut client = rig.client().await;
+        transfer::echo(&mut client, Pattern(n), 0, 10)
+            .await
+            .unwrap();
+        clients.push(client);
+    }
+    assert_eq!((a.flows(), b.flows()), (5, 5));
+}
+
+#[tokio::test]
+async fn a_flow_goes_on_when_its_agent_comes_back() {
+    let rig = Rig::start().await;
+    let process = Process::new("site-1", 1).await;
+    let agent = rig.tunnel(&process).await;
+    let mut client = rig.client().await;
+    transfer::echo(&mut client, Pattern(1), 0, 1000)
+        .await
+        .unwrap();
+    agent.cut().await;
+    rig.wait_metric("nowconnect_agents_connected", &[], 0.0)
+        .await;
+    client
+        .write_all(&Pattern(1).bytes(1000, 1000))
+        .await
+        .unwrap();
+    assert_eq!(rig.hub.tunnels().orphans().count(), 1);
+    let agent = rig.tunnel(&process).await;
+    let mut back = vec![0; 1000];
+    tokio::io::AsyncReadExt::read_exact(&mut client, &mut back)
+        .await
+        .unwrap();
+    Pattern(1).check(1000, &back).unwrap();
+    rig.wait_metric(
+        "nowconnect_flow_resumes_total",
+        &[("result", "resumed")],
+        1.0,
+    )
+    .await;
+
+    // A second tunnel takes over at once.
+    let _second = rig.tunnel(&process).await;
+    agent.cut().await;
+    transfer::echo(&mut client, Pattern(1), 2000, 1000)
+        .await
+        .unwrap();
+    assert_eq!(process.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_restarted_agent_ends_its_old_flows_at_once() {
+    let rig = Rig::start().await;
+    let agent = rig.tunnel(&Process::new("site-1", 1).await).await;
+    let (mut one, mut two) = (rig.client().await, rig.client().await);
+    transfer::echo(&mut one, Pattern(1), 0, 10).await.unwrap();
+    transfer::echo(&mut two, Pattern(1), 0, 10).await.unwrap();
+    let _restarted = rig.tunnel(&Process::new("site-1", 2).await).await;
+    for client in [&mut one, &mut two] {
+        assert_eq!(transfer::read_to_end(client).await.unwrap().1, End::Reset);
+    }
+    rig.wait_flows(0).await;
+    assert_eq!(agent.closed().await.reason, Reason::Superseded);
+}
+
+#[tokio::test]
+async fn a_flow_without_a_path_ends_with_the_grace() {
+    let rig = Rig::start_with(|config| {
+        config.limits.resume_grace = std::time::Duration::from_millis(200);
+    })
+    .await;
+    let agent = rig.tunnel(&Process::new("site-1", 1).await).await;
+    let mut client = rig.client().await;
+    transfer::echo(&mut client, Pattern(1), 0, 10)
+        .await
+        .unwrap();
+    agent.cut().await;
+    assert_eq!(
+        transfer::read_to_end(&mut client).await.unwrap().1,
+        End::Reset
+    );
+    rig.wait_flows(0).await;
+    assert_eq!(rig.hub.tunnels().orphans().count(), 0);
+    rig.wait_metric(
+        "nowconnect_flow_resumes_total",
+        &[("result", "expired")],
+        1.0,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn an_idle_flow_ends() {
+    let rig = Rig::start_with(|config| {
+        config.listeners[0].idle_timeout = Some(std::time::Duration::from_millis(300));
+    })
+    .await;
+    let process = Process::new("site-1", 1).await;
+    let _agent = rig.tunnel(&process).await;
+    let mut client = rig.client().await;
+    transfer::echo(&mut client, Pattern(1), 0, 10)
+        .await
+        .unwrap();
+    assert_eq!(
+        transfer::read_to_end(&mut client).await.unwrap().1,
+        End::Reset
+    );
+    rig.wait_flows(0).await;
+}
+
+#[tokio::test]
+async fn a_version_1_agent_serves_clients() {
+    let rig = Rig::start().await;
+    let token = rig.issuer.token("old-1").unwrap();
+    let mut agent = RawTunnel::connect(rig.http(), &token, "old-1", &["echo"])
+        .await
+        .unwrap();
+    let mut client = rig.client().await;
+    client.write_all(b"hello").await.unwrap();
+    let open = agent.receive_type("OPEN").await.unwrap();
+    let cid = open["cid"].as_str().unwrap().to_owned();
+    let data = agent.receive_type("DATA").await.unwrap();
+    assert_eq!(payload(&data).unwrap(), b"hello");
+    agent.send_data(&cid, 0, b"world").await.unwrap();
+    let mut answer = [0; 5];
+    tokio::io::AsyncReadExt::read_exact(&mut client, &mut answer)
+        .await
+        .unwrap();
+    assert_eq!(&answer, b"world");
+    drop(agent);
+    assert_eq!(
+        transfer::read_to_end(&mut client).await.unwrap().1,
+        End::Reset
+    );
+}

@@ -1,0 +1,15 @@
+//! A whole hub in this process: real ports, real tokens, real tunnels.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test"
+)]
+
+mod agent;
+mod drain;
+mod flows;
+mod reload;
+mod rig;
+mod surface;
+mod tunnels;

@@ -1,0 +1,142 @@
+//! New configurations on a running hub.
+
+use nowconnect_hub::config::ListenerConfig;
+use nowconnect_testkit::pattern::Pattern;
+use nowconnect_testkit::transfer::{self, End};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::agent::Process;
+use crate::rig::Rig;
+
+fn another(name: &str, like: &ListenerConfig, port: u16) -> ListenerConfig {
+    let mut bind = like.bind;
+    bind.set_port(port);
+    ListenerConfig {
+        name: name.into(),
+        bind,
+        ..like.clone()
+    }
+}
+
+#[tokio::test]
+async fn listeners_come_and_go_and_other_flows_stay() {
+    let rig = Rig::start().await;
+    let process = Process::new("site-1", 1).await;
+    let _agent = rig.tunnel(&process).await;
+    let mut staying = rig.client().await;
+    transfer::echo(&mut staying, Pattern(1), 0, 10)
+        .await
+        .unwrap();
+
+    let port = nowconnect_testkit::ports::reserve().unwrap();
+    let mut config = rig.config();
+    config
+        .listeners
+        .push(another("l2", &config.listeners[0], port));
+    rig.hub.reload(config).await.expect("applied");
+    let mut new = TcpStream::connect(rig.listener("l2")).await.unwrap();
+    transfer::echo(&mut new, Pattern(2), 0, 10).await.unwrap();
+
+    rig.hub.reload(rig.config()).await.expect("applied");
+    assert_eq!(transfer::read_to_end(&mut new).await.unwrap().1, End::Reset);
+    assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err());
+    transfer::echo(&mut staying, Pattern(1), 10, 10)
+        .await
+        .unwrap();
+    rig.wait_metric(
+        "nowconnect_config_reloads_total",
+        &[("result", "applied")],
+        2.0,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_changes_nothing() {
+    let rig = Rig::start().await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut config = rig.config();
+    config.listeners[0].connector = "pg".into();
+    config
+        .listeners
+        .push(another("l2", &config.listeners[0], port));
+    let error = rig
+        .hub
+        .reload(config)
+        .await
+        .expect_err("rejected")
+        .to_string();
+    assert!(
+        error.contains("listener l2") && error.contains("in use"),
+        "{error}"
+    );
+    assert_eq!(rig.hub.config().await.listeners, rig.config().listeners);
+    rig.wait_metric(
+        "nowconnect_config_reloads_total",
+        &[("result", "rejected")],
+        1.0,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn clients_outside_of_new_networks_are_ended() {
+    let rig = Rig::start().await;
+    let process = Process::new("site-1", 1).await;
+    let _agent = rig.tunnel(&process).await;
+    let mut client = rig.client().await;
+    transfer::echo(&mut client, Pattern(1), 0, 10)
+        .await
+        .unwrap();
+    let mut config = rig.config();
+    config.listeners[0].name = "renamed".into();
+    rig.hub.reload(config.clone()).await.expect("applied");
+    transfer::echo(&mut client, Pattern(1), 10, 10)
+        .await
+        .unwrap();
+
+    config.security.allow_cidrs = vec!["192.0.2.0/24".parse().unwrap()];
+    rig.hub.reload(config).await.expect("applied");
+    assert_eq!(
+        transfer::read_to_end(&mut client).await.unwrap().1,
+        End::Reset
+    );
+    let mut next = TcpStream::connect(rig.listener("renamed")).await.unwrap();
+    assert_eq!(
+        transfer::read_to_end(&mut next).await.unwrap().1,
+        End::Reset
+    );
+    let labels = [("connector", "echo"), ("type", "cidr_blocked")];
+    rig.wait_metric("nowconnect_listener_errors_total", &labels, 1.0)
+        .await;
+}
+
+#[tokio::test]
+async fn what_cannot_change_live_is_named() {
+    let rig = Rig::start().await;
+    let mut config = rig.config();
+    config.tunnel.bind.set_port(1);
+    config.ha.replica_id = "other".into();
+    let waiting = rig.hub.reload(config).await.expect("applied");
+    assert_eq!(waiting, ["tunnel.host and tunnel.port", "ha.replica_id"]);
+}
+
+#[tokio::test]
+async fn a_start_with_a_taken_port_leaves_nothing_behind() {
+    let rig = Rig::start().await;
+    let free = nowconnect_testkit::ports::reserve().unwrap();
+    let mut config = rig.config();
+    config.listeners[0].bind.set_port(free);
+    config.tunnel.bind = rig.http();
+    let error = nowconnect_hub::hub::Hub::start(config, Box::new(|_| ()))
+        .await
+        .expect_err("taken");
+    assert!(
+        error.to_string().contains("tunnel cannot listen on"),
+        "{error}"
+    );
+    TcpListener::bind(("127.0.0.1", free))
+        .await
+        .expect("still free");
+}
