@@ -1,7 +1,7 @@
 //! Whatever answers an upgrade request: an error or a connection, no panic, no more than the header
 //! limit in memory.
 //!
-//! `cargo +nightly fuzz run upgrade_answer` in `crates/link`.
+//! `cargo +nightly fuzz run upgrade_answer`.
 #![no_main]
 
 use http::{HeaderMap, Uri};
