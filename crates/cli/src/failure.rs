@@ -35,13 +35,41 @@ impl Failure {
         if io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
             return ExitCode::SUCCESS;
         }
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", explain(error));
         ExitCode::from(code)
     }
+}
+
+/// An error with its causes, without those that it quotes itself.
+fn explain(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .map(ToString::to_string)
+        .fold(error.to_string(), |text, cause| {
+            match text.contains(&cause) {
+                true => text,
+                false => format!("{text}: {cause}"),
+            }
+        })
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Failure::Runtime(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_is_told_once() {
+        let error = anyhow::anyhow!("no such file").context("cannot read a: no such file");
+        assert_eq!(
+            explain(&error.context("starting")),
+            "starting: cannot read a: no such file"
+        );
     }
 }

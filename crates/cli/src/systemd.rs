@@ -3,6 +3,7 @@
 //! Without `NOTIFY_SOCKET` in the environment, nothing happens.
 
 use std::ffi::OsStr;
+#[cfg(target_os = "linux")]
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -38,15 +39,16 @@ fn notify(state: &str) {
 
 fn send(path: &OsStr, state: &str) -> std::io::Result<()> {
     let address = match path.as_bytes().strip_prefix(b"@") {
+        #[cfg(target_os = "linux")]
         Some(name) => SocketAddr::from_abstract_name(name)?,
-        None => SocketAddr::from_pathname(path)?,
+        _ => SocketAddr::from_pathname(path)?,
     };
     UnixDatagram::unbound()?
         .send_to_addr(state.as_bytes(), &address)
         .map(drop)
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
     use std::ffi::OsString;

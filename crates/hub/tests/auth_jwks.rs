@@ -289,6 +289,27 @@ async fn a_removed_key_stops_counting_and_is_announced() {
 }
 
 #[tokio::test]
+async fn a_key_that_takes_the_name_of_another_is_another_key() {
+    let (old, new) = (key(), key());
+    let named = |key: &SigningKey| {
+        let mut set = mint::jwks([key]);
+        set.keys[0].common.key_id = Some("main".into());
+        serde_json::to_string(&set).unwrap()
+    };
+    let idp = Idp::start(Answer::Body(named(&old))).await;
+    let hub = Hub::start(idp.source(), timing());
+    hub.change(async || hub.keys.refresh().await).await;
+    let id = old.jwk().common.key_id.clone().unwrap();
+    assert!(hub.keys.holds(&id));
+    hub.change(async || {
+        idp.now(Answer::Body(named(&new)));
+        hub.keys.refresh().await;
+    })
+    .await;
+    assert!(!hub.keys.holds(&id));
+}
+
+#[tokio::test]
 async fn a_flood_of_unknown_kids_costs_one_fetch() {
     let known = key();
     let idp = Idp::start(Answer::Body(document([&known]))).await;

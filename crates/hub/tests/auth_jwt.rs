@@ -576,6 +576,10 @@ fn bad_keys_are_skipped_with_a_reason_and_good_ones_used() {
         (edited(&ec.jwk(), "alg", json!("RS256")), Some("`alg`")),
         (edited(&ec.jwk(), "alg", json!("HS256")), Some("`alg`")),
         (edited(&ec.jwk(), "alg", json!("ES256K")), Some("`alg`")),
+        (
+            edited(&ec.jwk(), "alg", json!({"ES256": null})),
+            Some("`alg`"),
+        ),
         (edited(&ec.jwk(), "crv", json!("P-384")), Some("48 bytes")),
         (edited(&ec.jwk(), "crv", json!("P-521")), Some("curve")),
         (edited(&ec.jwk(), "d", json!("c2VjcmV0")), Some("private")),

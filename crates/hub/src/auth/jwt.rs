@@ -44,7 +44,7 @@ pub struct Identity {
     pub scopes: Option<Vec<String>>,
     /// Claim `jti`.
     pub token_id: Option<String>,
-    /// The `kid` (or thumbprint) of the key that signed it, see [`super::Keys::holds`].
+    /// The RFC 7638 thumbprint of the key that signed it, see [`super::Keys::holds`].
     pub key_id: String,
     /// Claim `cnf.jkt`: the thumbprint of the key that a DPoP proof must use (RFC 9449 section 6.1).
     pub proof_key: Option<String>,

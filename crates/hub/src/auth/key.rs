@@ -64,7 +64,11 @@ impl VerifyKey {
         {
             return Err("it publishes private key material; replace this key".into());
         }
-        let name = value.get("alg").and_then(Value::as_str).map(str::to_owned);
+        let name = match value.get("alg") {
+            None => None,
+            Some(Value::String(name)) => Some(name.clone()),
+            Some(_) => return Err("`alg` is not text".into()),
+        };
         let jwk: Jwk = serde_json::from_value(value).map_err(|e| brief("not a JWK", &e))?;
         if !matches!(
             jwk.common.public_key_use,
@@ -92,12 +96,9 @@ impl VerifyKey {
             algorithms = vec![pinned];
         }
         let key = DecodingKey::from_jwk(&jwk).map_err(|e| format!("unreadable key: {e}"))?;
-        let id = match &kid {
-            Some(kid) => kid.clone(),
-            None => jwk
-                .thumbprint(ThumbprintHash::SHA256)
-                .map_err(|e| e.to_string())?,
-        };
+        let id = jwk
+            .thumbprint(ThumbprintHash::SHA256)
+            .map_err(|e| e.to_string())?;
         Ok(Self {
             id,
             kid,
@@ -106,9 +107,14 @@ impl VerifyKey {
         })
     }
 
-    /// The `kid`, or the RFC 7638 thumbprint of a key that has none.
+    /// The RFC 7638 thumbprint: unlike the `kid`, it cannot stay when the key behind it changes.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Whether a token could mean either of the two.
+    fn is_called_like(&self, other: &Self) -> bool {
+        self.kid == other.kid && (self.kid.is_some() || self.id == other.id)
     }
 
     /// Whether this key may verify signatures of `algorithm`.
@@ -227,7 +233,7 @@ impl KeySet {
         for (index, member) in members.into_iter().enumerate() {
             match VerifyKey::from_json(member) {
                 // An ambiguous name must not let the order of a document choose the key.
-                Ok(key) if keys.iter().any(|k| k.id == key.id) => {
+                Ok(key) if keys.iter().any(|other| other.is_called_like(&key)) => {
                     skipped.push(Skipped {
                         index,
                         why: "an earlier key has the same kid".into(),
