@@ -1,6 +1,7 @@
 //! The `nowconnect` binary: arguments in, exit code out; one file per subcommand.
 
 mod agent;
+mod check;
 mod completions;
 mod dev;
 mod duration;
@@ -47,6 +48,7 @@ enum Command {
     #[command(visible_alias = "premise")]
     Agent(agent::Args),
     Dev(dev::Args),
+    Check(check::Args),
     Token(token::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Hub(args) => hub::run(args),
         Command::Agent(args) => agent::run(args),
         Command::Dev(args) => dev::run(args),
+        Command::Check(args) => check::run(args),
         Command::Token(args) => token::run(args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

@@ -228,7 +228,7 @@ fn what_does_not_fit_together_is_a_problem() {
         (
             &format!("listeners:\n- {listener}\n- {listener}")[..],
             &[
-                "F:3:11: listeners[1].name: another listener has this name (rename one)",
+                "F:3:11: listeners[1].name: another listener is called a (rename one)",
                 "F:3:20: listeners[1].bind: 0.0.0.0:389 is taken by listeners[0].bind (0.0.0.0:389) (choose another port)",
             ][..],
         ),
@@ -282,7 +282,7 @@ fn what_does_not_fit_together_is_a_problem() {
         (
             "ha: { enabled: true }",
             &[
-                "F:1:1: ha.replica_id: required because HA is enabled (give every hub a name of its own, or set ha.enabled: false)",
+                "F:1:1: ha.replica_id: required because HA is on (give every hub a name of its own, or set ha.mode: off)",
             ],
         ),
         (

@@ -164,6 +164,24 @@ impl Document {
             .extend(overlay::set(&mut self.root, path, var, text));
     }
 
+    /// Paths of the keys at the top and of those one level below.
+    pub fn keys(&self) -> Vec<String> {
+        let Content::Map(top) = &self.root.content else {
+            return Vec::new();
+        };
+        let mut keys = Vec::new();
+        for entry in top {
+            keys.push(entry.key.clone());
+            if let Content::Map(below) = &entry.node.collection().content {
+                let below = below
+                    .iter()
+                    .map(|inner| format!("{}.{}", entry.key, inner.key));
+                keys.extend(below);
+            }
+        }
+        keys
+    }
+
     /// The texts of a list that is not checked yet; what is no text is left out.
     pub fn texts(&self, section: &str, key: &str) -> Vec<String> {
         let list = self.root.get(section).and_then(|section| section.get(key));

@@ -79,7 +79,7 @@ pub(crate) fn check(root: &mut Table<'_>, config: &HubConfig) {
     }
 }
 
-/// Checks of `ha.mesh` when HA is enabled.
+/// Checks of `ha.mesh` when HA is on.
 pub(crate) fn check_mesh(t: &mut Table<'_>, mesh: &MeshConfig) {
     if mesh.require_mtls && mesh.tls.is_none() && !mesh.peers.is_empty() {
         let hint = "set ca_bundle, cert_file and key_file; `nowconnect certs` makes them";

@@ -82,12 +82,11 @@ fn listeners(t: &mut Table<'_>, sockets: &mut Sockets) -> Vec<(Option<u64>, List
         if let Some(bind) = bind {
             sockets.take(t.path("bind"), bind);
         }
-        if name
-            .as_ref()
-            .is_some_and(|name| !names.insert(name.clone()))
-        {
-            t.problem("name", "another listener has this name", "rename one");
+        if let Some(name) = name.as_ref().filter(|name| names.contains(*name)) {
+            let message = format!("another listener is called {name}");
+            t.problem("name", message, "rename one");
         }
+        names.extend(name.clone());
         let listener = ListenerConfig {
             name: name?,
             bind: bind?,
@@ -242,26 +241,27 @@ fn ha(root: &mut Table<'_>, sockets: &mut Sockets) -> HaConfig {
     root.section("ha", |t| {
         let enabled = t.field("enabled").or(present);
         let mode = t.field("mode").or(HaMode::Shadow);
+        let mode = if enabled { mode } else { HaMode::Off };
         let replica_id = t.field("replica_id").check(NAME, |id: &String| is_name(id));
         let replica_id = replica_id.optional();
-        if enabled && replica_id.is_none() {
-            let hint = "give every hub a name of its own, or set ha.enabled: false";
-            t.problem("replica_id", "required because HA is enabled", hint);
+        if mode != HaMode::Off && replica_id.is_none() && !t.has_problem("replica_id") {
+            let hint = "give every hub a name of its own, or set ha.mode: off";
+            t.problem("replica_id", "required because HA is on", hint);
         }
         let redis_url = t.field("redis_url").secret();
         let redis_url = redis_url
             .check(fit::REDIS_URL, fit::is_redis_url)
             .optional();
         HaConfig {
-            mode: if enabled { mode } else { HaMode::Off },
+            mode,
             replica_id: replica_id.unwrap_or_else(|| "hub".to_owned()),
             redis_url,
-            mesh: t.section("mesh", |t| mesh(t, enabled, sockets)),
+            mesh: t.section("mesh", |t| mesh(t, mode != HaMode::Off, sockets)),
         }
     })
 }
 
-fn mesh(t: &mut Table<'_>, enabled: bool, sockets: &mut Sockets) -> MeshConfig {
+fn mesh(t: &mut Table<'_>, on: bool, sockets: &mut Sockets) -> MeshConfig {
     let listen = t.field::<SocketAddr>("listen").optional();
     if let Some(listen) = listen {
         sockets.take(t.path("listen"), listen);
@@ -282,7 +282,7 @@ fn mesh(t: &mut Table<'_>, enabled: bool, sockets: &mut Sockets) -> MeshConfig {
             .or(8 * MIB),
         connect_backoff_max: t.seconds("connect_backoff_max_sec", 1..=3600, 30),
     };
-    if enabled {
+    if on {
         fit::check_mesh(t, &mesh);
     }
     mesh

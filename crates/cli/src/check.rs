@@ -1,0 +1,157 @@
+//! `nowconnect check`: says everything that is wrong with a configuration.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use nowconnect_agent::config::AgentConfig;
+use nowconnect_hub::config::HubConfig;
+use nowconnect_settings::{
+    Document, Effective, Env, KeySpec, Loaded, Problem, Problems, Severity, Source,
+};
+
+use crate::failure::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  nowconnect check --config cloud.yaml
+  nowconnect check --config premise.yaml --print
+  NC_CONNECTORS=ldap NC_AGENT_URL=wss://hub/tunnel nowconnect check --kind agent --print
+
+The environment counts as it would for `nowconnect hub` and `nowconnect agent`. Problems go to
+stderr, one a line: FILE:LINE:COLUMN: KEY: what is wrong (what to do). Files that the configuration
+names and that are not here are warnings, because it may be meant for another machine.";
+
+/// Check a configuration and print every problem at once
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// File of a hub (cloud.yaml) or an agent (premise.yaml) [env: NC_CONFIG]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What the file is for; found out from its keys otherwise
+    #[arg(long, value_enum)]
+    kind: Option<Kind>,
+    /// Print the configuration in effect as YAML, defaults included and secrets masked
+    #[arg(long)]
+    print: bool,
+}
+
+/// Whose configuration it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    Hub,
+    Agent,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let source = Source::new(args.config, Env::of_process());
+    let checked = kind(&source, args.kind).and_then(|kind| match kind {
+        Kind::Hub => HubConfig::inspect(&source).map(|loaded| Checked::hub(&loaded)),
+        Kind::Agent => AgentConfig::inspect(&source).map(|loaded| Checked::agent(&loaded)),
+    });
+    let checked = match checked {
+        Ok(checked) => checked,
+        Err(Problems(problems)) => {
+            report(&problems);
+            let count = match problems.len() {
+                1 => "1 problem".to_owned(),
+                many => format!("{many} problems"),
+            };
+            return Err(Failure::usage(anyhow::anyhow!("{count} found")));
+        }
+    };
+    report(&checked.warnings);
+    let mut stdout = std::io::stdout().lock();
+    match args.print {
+        true => {
+            eprintln!("{}", checked.summary);
+            write!(stdout, "{}", checked.effective)?;
+        }
+        false => writeln!(stdout, "{}", checked.summary)?,
+    }
+    stdout.flush()?;
+    Ok(())
+}
+
+fn report(problems: &[Problem]) {
+    for problem in problems {
+        eprintln!("{problem}");
+    }
+}
+
+/// What is said about a configuration that can be used.
+struct Checked {
+    summary: String,
+    warnings: Vec<Problem>,
+    effective: Effective,
+}
+
+impl Checked {
+    fn hub(loaded: &Loaded<HubConfig>) -> Self {
+        let config = &loaded.config;
+        let what = format!(
+            "{} listeners, {} peers, HA {}",
+            config.listeners.len(),
+            config.ha.mesh.peers.len(),
+            config.ha.mode
+        );
+        Self::new("hub", &what, loaded)
+    }
+
+    fn agent(loaded: &Loaded<AgentConfig>) -> Self {
+        let tunnel = &loaded.config.tunnel;
+        let what = format!(
+            "{} connectors, {} hubs",
+            tunnel.exported_connectors.len(),
+            tunnel.urls.len()
+        );
+        Self::new("agent", &what, loaded)
+    }
+
+    fn new<T>(kind: &str, what: &str, loaded: &Loaded<T>) -> Self {
+        let as_warning = |problem| Problem {
+            severity: Severity::Warning,
+            ..problem
+        };
+        let missing = loaded.missing_files().into_iter().map(as_warning);
+        let warnings: Vec<_> = loaded.warnings.iter().cloned().chain(missing).collect();
+        let place = match &loaded.file {
+            Some(file) => file.display().to_string(),
+            None => "environment".to_owned(),
+        };
+        Self {
+            summary: format!("{place}: ok ({kind}: {what}; {} warnings)", warnings.len()),
+            warnings,
+            effective: loaded.effective.clone(),
+        }
+    }
+}
+
+/// Whose configuration it is: what was asked for, or whoever knows more of the file's keys.
+fn kind(source: &Source, asked: Option<Kind>) -> Result<Kind, Problems> {
+    if let Some(kind) = asked {
+        return Ok(kind);
+    }
+    let keys = Document::read(source, &[])?.keys();
+    let known = |schema: Vec<KeySpec>| keys.iter().filter(|key| knows(&schema, key)).count();
+    let (hub, agent) = (known(HubConfig::keys()), known(AgentConfig::keys()));
+    if hub == agent {
+        let problem = Problem::new("this may be a hub's or an agent's configuration");
+        let file = source.file.clone();
+        let problem = Problem { file, ..problem };
+        return Err(problem
+            .hint("say which with --kind hub or --kind agent")
+            .into());
+    }
+    Ok(if hub > agent { Kind::Hub } else { Kind::Agent })
+}
+
+/// Whether a schema has `key` or keys below it.
+fn knows(schema: &[KeySpec], key: &str) -> bool {
+    let below = |spec: &KeySpec| match spec.key.strip_prefix(key) {
+        Some(rest) => rest.is_empty() || rest.starts_with(['.', '[']),
+        None => false,
+    };
+    schema.iter().any(below)
+}

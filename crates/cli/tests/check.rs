@@ -1,0 +1,143 @@
+//! The check command as an operator uses it.
+
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
+use std::path::Path;
+use std::process::Command;
+
+const HUB: &str = "
+listeners: [{ name: l1, bind: '0.0.0.0:389', connector: ldap }]
+security: { jwks_url: 'https://idp/jwks' }
+ha: { replica_id: a, redis_url: 'redis://:hunter2@redis' }
+";
+const AGENT: &str = "
+tunnel: { url: 'wss://hub/tunnel', agent_id: a, exported_connectors: [ldap], auth: { token_file: /nope.jwt } }
+targets: { ldap: { host: dc1, port: 636 } }
+";
+
+/// Exit code, stdout and stderr of `nowconnect check` with a file, arguments and environment.
+fn check(text: &str, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("f.yaml"), text).unwrap();
+    run(dir.path(), &[&["--config", "f.yaml"], args].concat(), env)
+}
+
+fn run(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_nowconnect"))
+        .arg("check")
+        .args(args)
+        .current_dir(dir)
+        .env_clear()
+        .envs(env.iter().copied())
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code().unwrap(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn a_good_file_is_ok() {
+    let (code, out, err) = check(HUB, &[], &[]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(
+        out,
+        "f.yaml: ok (hub: 1 listeners, 0 peers, HA shadow; 0 warnings)\n"
+    );
+    let (code, out, err) = check(AGENT, &[], &[]);
+    assert_eq!(
+        (code, out.as_str()),
+        (0, "f.yaml: ok (agent: 1 connectors, 1 hubs; 1 warnings)\n")
+    );
+    let missing = "f.yaml:2:98: warning: tunnel.auth.token_file: there is no file /nope.jwt \
+        (put the file there, or correct the name)\n";
+    assert_eq!(err, missing);
+}
+
+#[test]
+fn every_problem_is_on_a_line_of_its_own() {
+    let text = "listener: []\ntunnel: { port: many }\n";
+    let (code, out, err) = check(text, &[], &[("LOG_LEVEL", "loud")]);
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert_eq!(
+        err.lines().collect::<Vec<_>>(),
+        [
+            "f.yaml:1:1: listener: there is no such key (did you mean `listeners`?)",
+            "f.yaml:2:17: tunnel.port: expected an integer (0 to 65535), found \"many\"",
+            "LOG_LEVEL: observability.log_level: expected one of the words (TRACE, DEBUG, INFO, WARN, ERROR), found \"loud\"",
+            "error: 3 problems found",
+        ]
+    );
+    let (code, _, err) = check("tunnel: [", &[], &[]);
+    assert_eq!(code, 2);
+    assert!(err.starts_with("f.yaml:1:9: not valid YAML: "), "{err}");
+}
+
+#[test]
+fn the_kind_is_found_out_or_told() {
+    let both = "limits: { idle_timeout_ms: 5 }";
+    let (code, _, err) = check(both, &[], &[]);
+    assert_eq!(code, 2);
+    assert!(err.contains("say which with --kind"), "{err}");
+    assert_eq!(check(both, &["--kind", "hub"], &[]).0, 0);
+    let (code, _, err) = check(both, &["--kind", "agent"], &[]);
+    assert!(
+        code == 2 && err.contains("tunnel.agent_id: required"),
+        "{err}"
+    );
+    // One mistyped section does not make it the other's.
+    let (_, _, err) = check("tunel: { agent_id: a }\ntargets:\n", &[], &[]);
+    assert!(err.contains("did you mean `tunnel`?"), "{err}");
+}
+
+#[test]
+fn what_is_printed_is_in_effect_and_can_be_used_again() {
+    let (code, printed, _) = check(HUB, &["--print"], &[("LOG_LEVEL", "debug")]);
+    assert_eq!(code, 0);
+    assert!(
+        printed.contains("log_level: DEBUG  # LOG_LEVEL"),
+        "{printed}"
+    );
+    assert!(
+        printed.contains("'redis://:***@redis'") && !printed.contains("hunter2"),
+        "{printed}"
+    );
+    let (code, again, _) = check(&printed, &["--print"], &[]);
+    assert_eq!((code, again), (0, printed.replace("  # LOG_LEVEL", "")));
+}
+
+#[test]
+fn files_are_found_as_the_services_find_them() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.yaml"), AGENT).unwrap();
+    let place = dir.path().to_str().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let env = [("SERVICE_CONFIG_DIR", place), ("NC_CONFIG", "a.yaml")];
+    let (code, out, _) = run(elsewhere.path(), &[], &env);
+    assert!(
+        code == 0 && out.starts_with(&format!("{place}/a.yaml: ok")),
+        "{out}"
+    );
+    let (code, _, err) = run(elsewhere.path(), &["--config", "b.yaml"], &env);
+    assert!(
+        code == 2 && err.contains(&format!("looked for {place}/b.yaml")),
+        "{err}"
+    );
+    // No file at all.
+    let env = [
+        ("NC_AGENT_URL", "wss://hub/tunnel"),
+        ("NC_AGENT_ID", "a"),
+        ("NC_TOKEN_FILE", "/nope.jwt"),
+        ("NC_CONNECTORS", "ldap"),
+        ("NC_TARGET_ldap_HOST", "dc1"),
+        ("NC_TARGET_ldap_PORT", "636"),
+    ];
+    let (code, out, _) = run(elsewhere.path(), &["--kind", "agent"], &env);
+    assert!(
+        code == 0 && out.starts_with("environment: ok (agent"),
+        "{out}"
+    );
+}
