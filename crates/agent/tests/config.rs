@@ -178,12 +178,12 @@ fn every_key_can_be_set_from_the_environment() {
         }
         let var = format!("NOWCONNECT__{}", spec.key.to_uppercase().replace('.', "__"));
         let default = spec.default.as_deref().unwrap_or_default();
-        let value = match spec.kind.as_str() {
+        let value = match spec.kind {
             "an integer" => (default.parse::<u64>().unwrap() + 3).to_string(),
             "true or false" => "true".into(),
             "1 or 2" => "1".into(),
             "one of the words" => spec
-                .bounds
+                .allowed
                 .split(", ")
                 .find(|w| *w != default)
                 .unwrap()

@@ -164,12 +164,12 @@ fn every_documented_variable_has_its_effect() {
 }
 
 /// A value for a key that is allowed and not its default.
-fn other_value(kind: &str, bounds: &str, default: &str) -> String {
+fn other_value(kind: &str, allowed: &str, default: &str) -> String {
     match kind {
         "an integer" => (default.parse::<u64>().unwrap() + 3).to_string(),
         "true or false" => (default != "true").to_string(),
         "0 or 2" => "2".into(),
-        "one of the words" => bounds
+        "one of the words" => allowed
             .split(", ")
             .find(|word| *word != default)
             .unwrap()
@@ -177,10 +177,10 @@ fn other_value(kind: &str, bounds: &str, default: &str) -> String {
         kind if kind.contains("a network") => "10.0.0.0/8".into(),
         kind if kind.contains("address and port") => "127.0.0.1:9".into(),
         kind if kind.contains("an IP address like") => "127.0.0.2".into(),
-        kind if kind.contains("URL") && bounds.contains("wss") => "wss://b/mesh".into(),
+        kind if kind.contains("URL") && allowed.contains("wss") => "wss://b/mesh".into(),
         kind if kind.contains("URL") => "https://b/x".into(),
         "a file name" => "/nowhere".into(),
-        _ if bounds.contains("redis") => "redis://h".into(),
+        _ if allowed.contains("redis") => "redis://h".into(),
         _ => "other".into(),
     }
 }
@@ -203,7 +203,7 @@ fn every_key_can_be_set_from_the_environment() {
             continue;
         }
         let var = format!("NOWCONNECT__{}", spec.key.to_uppercase().replace('.', "__"));
-        let value = other_value(&spec.kind, &spec.bounds, &spec.default.unwrap_or_default());
+        let value = other_value(spec.kind, &spec.allowed, &spec.default.unwrap_or_default());
         let mut env = company.to_vec();
         env.retain(|(name, _)| *name != var);
         env.push((&var, &value));

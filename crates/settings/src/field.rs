@@ -65,7 +65,7 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
 
     /// The value, or `default` when it is not set.
     pub fn or(mut self, default: T) -> T {
-        self.describe(T::KIND, Some(default.show()));
+        self.describe("", Some(default.show()));
         let value = self.value().unwrap_or(default);
         self.table.show(self.key, value.show());
         value
@@ -73,7 +73,7 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
 
     /// The value; `None` when it is not set or is empty text.
     pub fn optional(mut self) -> Option<T> {
-        self.describe(T::KIND, Some(Shown::Text(String::new())));
+        self.describe("", Some(Shown::Text(String::new())));
         let value = self.value();
         match &value {
             Some(value) => self.table.show(self.key, value.show()),
@@ -86,7 +86,7 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
 
     /// The value; not set is a problem, and so `None` means that there was one.
     pub fn required(mut self) -> Option<T> {
-        self.describe(T::KIND, None);
+        self.describe("", None);
         let value = self.value();
         match &value {
             Some(value) => self.table.show(self.key, value.show()),
@@ -115,19 +115,35 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
 
     /// A list of values; empty when it is not set.
     pub fn list(mut self) -> Vec<T> {
+        self.describe_list(Some(Shown::List(Vec::new())));
+        let values = self.items();
+        self.show_list(&values);
+        values
+    }
+
+    /// A list that must have an item; empty means that a problem was reported.
+    pub fn required_list(mut self) -> Vec<T> {
+        self.describe_list(None);
+        let values = self.items();
+        self.show_list(&values);
+        if values.is_empty() {
+            self.table.missing(self.key);
+        }
+        values
+    }
+
+    fn describe_list(&mut self, default: Option<Shown>) {
         let text = if self.commas {
             " (or text with commas)"
         } else {
             ""
         };
-        self.describe(
-            &format!("list{text}: {}", T::KIND),
-            Some(Shown::List(Vec::new())),
-        );
-        let values = self.items();
-        self.table
-            .show(self.key, Shown::List(values.iter().map(T::show).collect()));
-        values
+        self.describe(&format!("list{text}: "), default);
+    }
+
+    fn show_list(&mut self, values: &[T]) {
+        let shown = Shown::List(values.iter().map(T::show).collect());
+        self.table.show(self.key, shown);
     }
 
     fn items(&mut self) -> Vec<T> {
@@ -311,16 +327,23 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
         Box::new(Problem { hint, ..problem })
     }
 
-    fn describe(&mut self, kind: &str, default: Option<Shown>) {
+    fn describe(&mut self, list: &str, default: Option<Shown>) {
         let key = self.table.pattern(self.key);
         let Some(schema) = &mut self.table.reader.schema else {
             return;
         };
+        let one = match self.bounds.as_str() {
+            "" => T::KIND,
+            bounds => bounds,
+        };
         schema.push(KeySpec {
             key,
-            kind: kind.to_owned(),
-            default: default.map(|shown| shown.to_string()),
-            bounds: self.bounds.clone(),
+            kind: T::KIND,
+            allowed: format!("{list}{one}"),
+            default: default.map(|shown| match shown {
+                Shown::Text(text) => text,
+                shown => shown.to_string(),
+            }),
             secret: self.secret,
         });
     }

@@ -162,14 +162,11 @@ fn exported_connectors(t: &mut Table<'_>) -> Vec<String> {
     let key = "exported_connectors";
     let field = t.field(key).check(NAME, |name: &String| is_name(name));
     let mut names: Vec<String> = Vec::new();
-    for name in field.up_to(MAX_CONNECTORS).list() {
+    for name in field.up_to(MAX_CONNECTORS).required_list() {
         match names.contains(&name) {
             true => t.problem(key, format!("`{name}` is listed twice"), "remove one"),
             false => names.push(name),
         }
-    }
-    if names.is_empty() {
-        t.missing(key);
     }
     names
 }
