@@ -70,6 +70,11 @@ fn every_section_is_told_apart() {
             &[],
         ),
         (
+            &[("NOWCONNECT__LIMITS__MEMORY_BUDGET_MB", "99")],
+            &[],
+            &["limits.memory_budget_mb"],
+        ),
+        (
             &[("NOWCONNECT__SECURITY__ALLOW_CIDRS", "::/0")],
             &["security"],
             &[],

@@ -63,6 +63,8 @@ const FIXED: &[Fixed] = &[
         same: |old, new| old.tunnel.tls.is_some() == new.tunnel.tls.is_some(),
         keep: |config, old| config.tunnel.tls.clone_from(&old.tunnel.tls),
     },
+    // Windows of running flows are cut from it.
+    fixed!("limits.memory_budget_mb", limits.memory_budget),
     fixed!("observability.metrics_port", observability.metrics_port),
     fixed!("observability.log_format", observability.log_format),
     fixed!("observability.otlp_endpoint", observability.otlp_endpoint),
@@ -82,6 +84,11 @@ const FIXED: &[Fixed] = &[
 ];
 
 impl HubConfig {
+    /// Keys that keep their running value until the process is started again.
+    pub fn fixed_keys() -> impl Iterator<Item = &'static str> {
+        FIXED.iter().map(|fixed| fixed.key)
+    }
+
     /// What a running hub has to do to go over to `new`.
     pub fn diff(&self, new: &Self) -> Change {
         let mut config = new.clone();
