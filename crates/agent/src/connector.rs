@@ -29,6 +29,9 @@ use crate::tunnel::{Control, Tunnel, Tunnels};
 const BACKOFF_BASE: Duration = Duration::from_millis(250);
 /// Bound of every later delay.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Bound of a delay while flows wait for a path, so that several attempts fit into their grace, and
+/// of the first delay after a tunnel, since a hub was there a moment ago.
+const BACKOFF_URGENT: Duration = Duration::from_secs(5);
 /// How often the token file is looked at.
 const TOKEN_PERIOD: Duration = Duration::from_secs(1);
 
@@ -108,7 +111,7 @@ impl Connector {
             if let Some(rest) = rest_after(reason) {
                 self.backoff.note_retry_after(rest);
             }
-            stop.run_until_cancelled(self.rest()).await;
+            stop.run_until_cancelled(self.rest(true)).await;
         }
     }
 
@@ -125,7 +128,7 @@ impl Connector {
                 }
                 Err(retry_after) => self.backoff.note_retry_after(retry_after),
             }
-            self.rest().await;
+            self.rest(false).await;
         }
     }
 
@@ -145,8 +148,10 @@ impl Connector {
     }
 
     /// Waits before the next attempt, unless there is news that may make it succeed.
-    async fn rest(&mut self) {
-        let delay = self.backoff.next(rand::random());
+    async fn rest(&mut self, just_lost: bool) {
+        let urgent = just_lost || !self.tunnels.flows.is_empty();
+        let most = if urgent { BACKOFF_URGENT } else { BACKOFF_MAX };
+        let delay = self.backoff.next_within(rand::random(), most);
         tracing::debug!(event = "tunnel_retry", in_ms = delay.as_millis());
         tokio::select! {
             () = tokio::time::sleep(delay) => {}

@@ -12,7 +12,7 @@ use crate::token::TokenError;
 use crate::uplink::UplinkError;
 
 /// After these words of a hub, coming back at once would only do harm.
-const REST: Duration = Duration::from_secs(10);
+const REST: Duration = Duration::from_secs(5);
 
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]

@@ -40,8 +40,13 @@ impl Backoff {
 
     /// The delay before the next attempt; `random` is any 64 uniformly random bits.
     pub fn next(&mut self, random: u64) -> Duration {
+        self.next_within(random, self.max)
+    }
+
+    /// The same with a ceiling of at most `most`, for attempts on which more than usual depends.
+    pub fn next_within(&mut self, random: u64, most: Duration) -> Duration {
         let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);
-        let ceiling = self.base.saturating_mul(factor).min(self.max);
+        let ceiling = self.base.saturating_mul(factor).min(self.max).min(most);
         self.failures = self.failures.saturating_add(1);
         // The server's wish is a floor, and the jitter goes on top: everyone it turned away got the
         // same wish.
@@ -117,6 +122,14 @@ mod tests {
                 "no overflow however long it lasts"
             );
         }
+    }
+
+    #[test]
+    fn a_lower_ceiling_holds_for_one_delay() {
+        let mut backoff = Backoff::new(BASE, MAX);
+        ceilings(&mut backoff, 6);
+        assert!(backoff.next_within(u64::MAX, secs(5)) <= secs(5));
+        assert_eq!(ceilings(&mut backoff, 1), [30_000]);
     }
 
     #[test]
