@@ -273,10 +273,15 @@ fn what_is_wrong_is_a_problem() {
         let found = inspect(&text, &[]).map(|loaded| loaded.config).unwrap_err();
         assert_eq!(lines(found.0), problems, "{text}");
     }
-    let found = from_env(&[("NC_TARGET_ldap_HOSST", "x"), ("NC_PROTOCOL", "3")]);
+    let found = from_env(&[
+        ("NC_TARGET_ldap_HOSST", "x"),
+        ("NC_PROTOCOL", "3"),
+        ("NC_TARGET_HOST", "x"),
+    ]);
     assert_eq!(
         lines(found.map(|loaded| loaded.config).unwrap_err().0),
         [
+            "NC_TARGET_HOST: names no connector (write NC_TARGET_<connector>_HOST or NC_TARGET_<connector>_PORT)",
             "NC_PROTOCOL: tunnel.protocol: expected 1 or 2, found \"3\"",
             "NC_TARGET_ldap_HOSST: targets.ldap.hosst: there is no such key (did you mean `host`?)",
         ]
@@ -315,7 +320,7 @@ fn what_deserves_a_look_is_a_warning() {
     let loaded = from_env(&[
         (
             "NC_AGENT_URL",
-            "ws://127.0.0.1:1/tunnel,ws://localhost/tunnel,ws://hub/tunnel",
+            "ws://127.0.0.1:1/tunnel,ws://localhost/tunnel,ws://hub/tunnel,wss://hub",
         ),
         ("NC_TARGET_spare_HOST", "a"),
         ("NC_TARGET_spare_PORT", "1"),
@@ -328,6 +333,7 @@ fn what_deserves_a_look_is_a_warning() {
             "NC_CONECTORS: warning: nothing reads this environment variable (did you mean NC_CONNECTORS?)",
             "NC_CONFIG_NOTE: warning: nothing reads this environment variable",
             "NC_AGENT_URL: warning: tunnel.url: ws://hub/tunnel is not encrypted: token and traffic can be read (use wss://)",
+            "NC_AGENT_URL: warning: tunnel.url: wss://hub/ has no path (hubs serve /tunnel)",
             "NC_TARGET_spare_HOST: warning: targets.spare: not exported, so nobody can use it (add it to tunnel.exported_connectors)",
         ]
     );

@@ -468,3 +468,29 @@ fn ten_thousand_listeners_load() {
         10_000
     );
 }
+
+mod mutated {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The example with a few characters changed: no panic, and what loads is told as it is.
+        #[test]
+        fn examples_never_make_it_panic(
+            edits in prop::collection::vec((0usize..4000, "[ -~\n\t]{0,3}", 0usize..4), 1..6)
+        ) {
+            let mut text = include_str!("data/cloud.yaml").to_owned();
+            for (at, with, cut) in edits {
+                let at = (0..=at % text.len()).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+                let end = (at + cut..).find(|end| *end >= text.len() || text.is_char_boundary(*end));
+                text.replace_range(at..end.unwrap().min(text.len()), &with);
+            }
+            if let Ok(loaded) = inspect(&text, &[]) {
+                let shown = loaded.effective.to_string().replace("${", "$${");
+                let again = inspect(&shown, &[]).map(|again| again.config);
+                let masked = shown.contains("***");
+                prop_assert!(masked || again == Ok(loaded.config), "{text}\n{shown}\n{again:?}");
+            }
+        }
+    }
+}

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use crate::effective::Shown;
 use crate::load::KeySpec;
-use crate::node::{Content, Node, Origin, Scalar, Style, plain_kind};
+use crate::node::{Content, Node, Origin, Style};
 use crate::problem::Problem;
+use crate::rule::Rule;
 use crate::source::read_text;
-use crate::suggest::closest;
 use crate::table::Table;
 use crate::value::{Number, Value};
 
@@ -23,13 +23,11 @@ const MAX_ITEMS: usize = 10_000;
 pub struct Field<'f, 't, T> {
     table: &'f mut Table<'t>,
     key: &'static str,
-    secret: bool,
+    rule: Rule<T>,
     commas: bool,
     /// Items that a list may have.
     most: usize,
     vars: &'static [&'static str],
-    bounds: String,
-    allowed: Box<dyn Fn(&T) -> bool>,
 }
 
 impl<'f, 't, T: Value> Field<'f, 't, T> {
@@ -37,30 +35,24 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
         Self {
             table,
             key,
-            secret: false,
+            rule: Rule::default(),
             commas: false,
             most: MAX_ITEMS,
             vars: &[],
-            bounds: T::WORDS.join(", "),
-            allowed: Box::new(|_| true),
         }
     }
 
     /// Masks the value wherever it is shown, and lets `<key>_file` name a file that holds it.
-    pub fn secret(self) -> Self {
-        Self {
-            secret: true,
-            ..self
-        }
+    pub fn secret(mut self) -> Self {
+        self.rule.secret = true;
+        self
     }
 
     /// Allows only what `allowed` does; `bounds` says that in a few words.
-    pub fn check(self, bounds: &str, allowed: impl Fn(&T) -> bool + 'static) -> Self {
-        Self {
-            bounds: bounds.to_owned(),
-            allowed: Box::new(allowed),
-            ..self
-        }
+    pub fn check(mut self, bounds: &str, allowed: impl Fn(&T) -> bool + 'static) -> Self {
+        self.rule.bounds = bounds.to_owned();
+        self.rule.allowed = Box::new(allowed);
+        self
     }
 
     /// The value, or `default` when it is not set.
@@ -165,7 +157,7 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
                     .collect()
             }
             _ => {
-                let found = node.describe(self.secret);
+                let found = node.describe(self.rule.secret);
                 let message = format!("expected a list, each item {}, found {found}", T::KIND);
                 let problem = Problem::new(message).hint("write [a, b]");
                 self.table.reader.report(path, &node.origin, problem);
@@ -193,7 +185,7 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
 
     /// The value, unless it is not set, is empty text, or is wrong, which is reported.
     fn value(&mut self) -> Option<T> {
-        let node = match self.secret {
+        let node = match self.rule.secret {
             true => self.secret_node(),
             false => self.set(self.key).map(Cow::Borrowed),
         };
@@ -245,17 +237,8 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
         self.table.names_file(&file_key, path.clone(), true);
         match read_text(&path) {
             Ok(text) => {
-                let (written, style, literal) = (None, Style::Untyped, None);
-                let scalar = Scalar {
-                    text: text.trim_end().to_owned(),
-                    written,
-                    style,
-                    literal,
-                };
-                Some(Cow::Owned(Node {
-                    content: Content::Scalar(scalar),
-                    ..named.clone()
-                }))
+                let origin = named.origin.clone();
+                Some(Cow::Owned(Node::from_env(origin, text.trim_end())))
             }
             Err(problem) => {
                 let message = format!("{}: {}", path.display(), problem.message);
@@ -268,7 +251,7 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
 
     /// Gives a node its type, or reports why that cannot be.
     fn typed(&mut self, node: &Node, path: String) -> Option<T> {
-        match self.convert(node) {
+        match self.rule.convert(node) {
             Ok(value) => Some(value),
             Err(problem) => {
                 self.table.reader.report(path, &node.origin, *problem);
@@ -277,62 +260,12 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
         }
     }
 
-    fn convert(&self, node: &Node) -> Result<T, Box<Problem>> {
-        let Content::Scalar(scalar) = &node.content else {
-            return Err(self.wrong(node, "", None));
-        };
-        let text = scalar.text.as_str();
-        let value = match scalar.style {
-            Style::Untyped => T::parse_untyped(text),
-            _ => T::parse(text),
-        };
-        let looks_other = match scalar.style {
-            Style::Plain => T::TEXT && (node.is_null() || plain_kind(text).is_some()),
-            Style::Quoted => !T::TEXT,
-            Style::Untyped => false,
-        };
-        match value {
-            Ok(_) if looks_other => {
-                let hint = if T::TEXT {
-                    "put it in quotes"
-                } else {
-                    "remove the quotes"
-                };
-                Err(self.wrong(node, "", Some(hint.into())))
-            }
-            Ok(value) if (self.allowed)(&value) => Ok(value),
-            Ok(_) => Err(self.wrong(node, "", None)),
-            Err(detail) => {
-                let near = closest(text, T::WORDS.iter().copied()).filter(|_| !self.secret);
-                Err(self.wrong(
-                    node,
-                    &detail,
-                    near.map(|word| format!("did you mean {word}?")),
-                ))
-            }
-        }
-    }
-
-    fn wrong(&self, node: &Node, detail: &str, hint: Option<String>) -> Box<Problem> {
-        let bounds = match self.bounds.as_str() {
-            "" => String::new(),
-            bounds => format!(" ({bounds})"),
-        };
-        let found = node.describe(self.secret);
-        let mut message = format!("expected {}{bounds}, found {found}", T::KIND);
-        if !detail.is_empty() {
-            message.push_str(&format!(": {detail}"));
-        }
-        let problem = Problem::new(message);
-        Box::new(Problem { hint, ..problem })
-    }
-
     fn describe(&mut self, list: &str, default: Option<Shown>) {
         let key = self.table.pattern(self.key);
         let Some(schema) = &mut self.table.reader.schema else {
             return;
         };
-        let one = match self.bounds.as_str() {
+        let one = match self.rule.bounds.as_str() {
             "" => T::KIND,
             bounds => bounds,
         };
@@ -344,7 +277,7 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
                 Shown::Text(text) => text,
                 shown => shown.to_string(),
             }),
-            secret: self.secret,
+            secret: self.rule.secret,
         });
     }
 }

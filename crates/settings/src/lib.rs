@@ -16,6 +16,8 @@ mod logging;
 mod node;
 mod overlay;
 mod problem;
+mod reader;
+mod rule;
 mod secret;
 mod source;
 mod suggest;

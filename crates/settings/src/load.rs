@@ -6,9 +6,10 @@ use crate::effective::{Effective, Shown};
 use crate::node::{Content, Node, Origin};
 use crate::overlay::{self, Alias};
 use crate::problem::{Problem, Problems, Severity};
+use crate::reader::Reader;
 use crate::source::{Env, Source};
 use crate::suggest::closest;
-use crate::table::{Reader, Table};
+use crate::table::Table;
 use crate::yaml::parse_yaml;
 
 /// A validated configuration and what is known about it.
@@ -156,6 +157,13 @@ impl Document {
             (problem.severity, problem.env) = (Severity::Warning, Some(var.to_owned()));
             self.problems.push(problem);
         }
+    }
+
+    /// Reports a variable whose name or value cannot be used.
+    pub fn reject(&mut self, var: &str, message: impl Into<String>, hint: &str) {
+        let problem = Problem::new(message).hint(hint);
+        let env = Some(var.to_owned());
+        self.problems.push(Problem { env, ..problem });
     }
 
     /// Sets a key from a variable whose name holds part of the path.

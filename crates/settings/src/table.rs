@@ -3,105 +3,18 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::effective::Shown;
 use crate::field::Field;
-use crate::load::{KeySpec, placed};
 use crate::node::{Content, Node, Origin, excerpt};
-use crate::overlay::{Alias, PREFIX};
 use crate::problem::{Problem, Severity};
-use crate::source::Env;
+use crate::reader::Reader;
 use crate::suggest::closest;
 use crate::value::Value;
 
-/// What one reading shares among all sections.
-pub(crate) struct Reader {
-    document: Arc<Node>,
-    file: Option<PathBuf>,
-    pub(crate) env: Env,
-    pub(crate) problems: Vec<Problem>,
-    /// Errors beyond [`MAX_PROBLEMS`], which are only counted.
-    pub(crate) left_out: usize,
-    /// Files to watch, with the problem that it is when one is missing.
-    pub(crate) named: Vec<(PathBuf, Option<Problem>)>,
-    /// Documented variables, for advice.
-    pub(crate) aliases: Vec<Alias>,
-    /// Collects the keys asked for, when that is all that is wanted.
-    pub(crate) schema: Option<Vec<KeySpec>>,
-}
-
-/// Nobody reads more, and a file may hold a hundred thousand mistakes.
-const MAX_PROBLEMS: usize = 100;
-
 /// Keys as shown, with the environment variable that set them.
 pub(crate) type ShownEntries = Vec<(String, Shown, Option<String>)>;
-
-impl Reader {
-    pub(crate) fn new(
-        document: Node,
-        file: Option<PathBuf>,
-        env: Env,
-        aliases: Vec<Alias>,
-    ) -> Self {
-        Self {
-            document: Arc::new(document),
-            file,
-            env,
-            aliases,
-            problems: Vec::new(),
-            left_out: 0,
-            named: Vec::new(),
-            schema: None,
-        }
-    }
-
-    /// How to set a key that is missing.
-    pub(crate) fn advice(&self, path: &str) -> String {
-        match self.aliases.iter().find(|alias| alias.key == path) {
-            Some(alias) => format!("set it in the file or by {}", alias.var),
-            None if path.contains('[') => "set it in the file".into(),
-            None => {
-                let var = path.to_uppercase().replace('.', "__");
-                format!("set it in the file or by {PREFIX}{var}")
-            }
-        }
-    }
-
-    /// Reads the whole document.
-    pub(crate) fn root<T>(&mut self, read: impl FnOnce(&mut Table<'_>) -> T) -> (T, ShownEntries) {
-        let document = self.document.clone();
-        Table::read(self, Some(&document), String::new(), String::new(), read)
-    }
-
-    /// Says where the key at `path` is written.
-    pub(crate) fn place(&self, path: &str, problem: Problem) -> Problem {
-        let problem = Problem {
-            key: path.to_owned(),
-            ..problem
-        };
-        placed(problem, self.document.locate(path), self.file.as_deref())
-    }
-
-    fn push(&mut self, problem: Problem) {
-        if self.problems.len() < MAX_PROBLEMS {
-            self.problems.push(problem);
-        } else if problem.severity == Severity::Error {
-            self.left_out += 1;
-        }
-    }
-
-    /// Reports a problem with what stands at `origin`.
-    pub(crate) fn report(&mut self, path: String, origin: &Origin, problem: Problem) {
-        let problem = Problem {
-            key: path,
-            ..problem
-        };
-        let problem = placed(problem, origin, self.file.as_deref());
-        self.push(problem);
-    }
-}
 
 /// A section of the document. A reader asks for every key that the section may have; whatever the
 /// document holds besides is reported as unknown.
@@ -117,7 +30,8 @@ pub struct Table<'t> {
 }
 
 impl<'t> Table<'t> {
-    fn read<T>(
+    /// Reads one section.
+    pub(crate) fn read<T>(
         reader: &'t mut Reader,
         node: Option<&'t Node>,
         path: String,
@@ -171,11 +85,6 @@ impl<'t> Table<'t> {
     /// Notes that another key counts instead of `key`, so that it is not shown as in effect.
     pub fn overruled(&mut self, key: &str) {
         self.shown.retain(|(shown, ..)| shown != key);
-    }
-
-    /// The environment behind the document, for what has no key.
-    pub fn env(&self) -> &Env {
-        &self.reader.env
     }
 
     /// The variable that set `key`, if one did.

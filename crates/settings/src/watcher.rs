@@ -74,9 +74,13 @@ impl Watcher {
     }
 }
 
-/// A hash of a file's content; `None` when it cannot be read. The files are few and small, so they
-/// are read in place rather than on another thread.
+/// A hash of a file's content; `None` when it cannot be read, or is a pipe or device, whose reading
+/// might never end. The files are few and small, so they are read in place rather than on another
+/// thread.
 fn fingerprint(path: &Path) -> Option<u64> {
+    if !std::fs::metadata(path).ok()?.is_file() {
+        return None;
+    }
     let mut file = std::fs::File::open(path).ok()?;
     let mut hasher = DefaultHasher::new();
     let mut chunk = [0; 8192];

@@ -365,6 +365,18 @@ fn broken_files_are_explained() {
     );
 }
 
+/// However much is wrong, what is said stays readable, and saying it is quick.
+#[test]
+fn many_problems_are_cut_short() {
+    let items: String = (0..20_000).map(|i| format!("- {{ n{i}: }}\n")).collect();
+    let found = load_with(format!("items:\n{items}"), &[]).map(|loaded| loaded.config);
+    let Problems(problems) = found.unwrap_err();
+    assert_eq!(problems.len(), 101);
+    assert_eq!(problems[100].message, "39901 more problems are not shown");
+    let long = format!("server: {{ name: n }}\nnets: [{}]", "'::1',".repeat(10_001));
+    wrong(&long, &[], &["F:2:7: nets: a list of more than 10000"]);
+}
+
 #[test]
 fn aliases_of_yaml_work() {
     let demo = ok("server: &s { name: n }\nitems: [*s, *s]\n", &[]);

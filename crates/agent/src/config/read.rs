@@ -51,6 +51,8 @@ pub(crate) fn targets_from_env(document: &mut Document, env: &Env) {
             continue;
         };
         let Some((name, key)) = rest.rsplit_once('_').filter(|(name, _)| !name.is_empty()) else {
+            let hint = "write NC_TARGET_<connector>_HOST or NC_TARGET_<connector>_PORT";
+            document.reject(var, "names no connector", hint);
             continue;
         };
         let exact = exported.iter().find(|connector| *connector == name);
@@ -146,6 +148,9 @@ fn urls(t: &mut Table<'_>) -> Option<Vec<Uri>> {
     for (i, url) in urls.iter().enumerate() {
         if urls[..i].contains(url) {
             t.problem(key, format!("{url} is listed twice"), "remove one");
+        }
+        if url.path() == "/" {
+            t.warning(key, format!("{url} has no path"), "hubs serve /tunnel");
         }
         if url.scheme_str() == Some("ws") && !is_local(url) {
             let message = format!("{url} is not encrypted: token and traffic can be read");

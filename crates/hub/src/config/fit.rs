@@ -90,6 +90,9 @@ pub(crate) fn check_mesh(t: &mut Table<'_>, mesh: &MeshConfig) {
         t.warning("require_mtls", message, "");
     }
     for (i, peer) in mesh.peers.iter().enumerate() {
+        if peer.path() == "/" {
+            t.warning("peers", format!("{peer} has no path"), "hubs serve /mesh");
+        }
         if mesh.peers[..i].contains(peer) {
             t.problem("peers", format!("{peer} is listed twice"), "remove one");
         }
