@@ -174,13 +174,18 @@ impl Agent {
     ///
     /// # Errors
     /// See [`StartError`]; nothing has changed then.
-    pub async fn reload(&self, config: AgentConfig) -> Result<Vec<&'static str>, StartError> {
+    pub async fn reload(&self, mut config: AgentConfig) -> Result<Vec<&'static str>, StartError> {
         let _one_at_a_time = self.reloading.lock().await;
         if let Err(error) = check(&config, &self.uplink).await {
             self.reject_reload(&error);
             return Err(error);
         }
         let pending = needs_restart(&self.config.borrow(), &config);
+        // The running process keeps its name; every tunnel of it must carry the same one.
+        config
+            .tunnel
+            .agent_id
+            .clone_from(&self.config.borrow().tunnel.agent_id);
         self.flows.set_limits(config.limits.clone());
         self.flows.targets().replace(&config);
         self.flows.end_removed();

@@ -254,9 +254,10 @@ async fn a_reload_changes_connectors_and_targets_and_keeps_other_flows() {
     next.tunnel.exported_connectors = vec!["ldap".into(), "web".into()];
     next.targets = targets(&[("ldap", echo), ("web", echo)]);
     next.limits.memory_budget *= 2;
+    next.tunnel.agent_id = "premise-02".into();
     assert_eq!(
         agent.reload(next).await.expect("taken"),
-        ["limits.memory_budget_mb"]
+        ["tunnel.agent_id", "limits.memory_budget_mb"]
     );
     let Some(Frame::Update(body)) = soon(session.controls.recv()).await else {
         panic!("no UPDATE")
@@ -275,6 +276,13 @@ async fn a_reload_changes_connectors_and_targets_and_keeps_other_flows() {
     let error = agent.reload(broken).await.expect_err("refused").to_string();
     assert!(error.contains("/nonexistent/ca.pem"), "{error}");
     kept.echo("still").await;
+
+    session.link.close(Reason::Operator);
+    let next = hub.session().await.hello;
+    assert_eq!(
+        (next.agent_id.as_str(), next.connectors.len()),
+        ("premise-01", 2)
+    );
 }
 
 #[tokio::test]
