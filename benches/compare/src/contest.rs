@@ -58,9 +58,10 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     let binaries = obtain::binaries(options, &systems)?;
-    let facts = machine::facts(&binaries, &systems);
+    let facts = machine::facts(options, &binaries, &systems);
     report::head(&facts, options);
-    if idle_connections < options.idle_connections {
+    let idles = cases.iter().any(|case| case.load == Load::Idle);
+    if idles && idle_connections < options.idle_connections {
         println!(
             "idle connections: {idle_connections}, the limits of files and ports allow no more\n"
         );
@@ -109,7 +110,7 @@ impl<'a> Stage<'a> {
             binaries,
             credentials,
             slapd,
-            _privilege_separation: PrivilegeSeparation::prepare(),
+            _privilege_separation: PrivilegeSeparation,
             scratch,
         })
     }

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use crate::failure::{Context, Result};
+use crate::options::Options;
 use crate::systems::{Binaries, System};
 use crate::{sockets, tool};
 
@@ -11,7 +12,11 @@ use crate::{sockets, tool};
 const SPARE_FILES: usize = 500;
 
 /// Facts as name and value.
-pub(crate) fn facts(binaries: &Binaries, systems: &[System]) -> Vec<(&'static str, String)> {
+pub(crate) fn facts(
+    options: &Options,
+    binaries: &Binaries,
+    systems: &[System],
+) -> Vec<(&'static str, String)> {
     let uses = |family: fn(&System) -> bool| systems.iter().any(family);
     let mut facts = vec![
         (
@@ -33,11 +38,14 @@ pub(crate) fn facts(binaries: &Binaries, systems: &[System]) -> Vec<(&'static st
         ),
     ];
     if uses(|system| system.is_ours()) {
-        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-        let mut git = Command::new("git");
-        git.args(["-C", directory, "describe", "--always", "--dirty"]);
         facts.push(("ours", ask(Command::new(&binaries.ours).arg("--version"))));
-        facts.push(("revision", ask(&mut git)));
+        // Of a binary that was given, nobody knows what it was built from.
+        if options.ours.is_none() {
+            let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+            let mut git = Command::new("git");
+            git.args(["-C", directory, "describe", "--always", "--dirty"]);
+            facts.push(("revision", ask(&mut git)));
+        }
     }
     if uses(|system| matches!(system, System::Rathole { .. })) {
         facts.push((

@@ -7,7 +7,7 @@ use tokio::io::copy_bidirectional_with_sizes;
 
 use crate::sockets;
 
-const BUFFER: usize = 64 * 1024;
+const BUFFER: usize = 256 * 1024;
 
 /// Copies connections from `listen` to `destination` until the process is stopped.
 pub(crate) async fn serve(listen: SocketAddr, destination: SocketAddr) -> io::Result<()> {

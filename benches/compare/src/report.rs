@@ -198,27 +198,27 @@ fn rows(text: &mut String, outcome: &Outcome, class: Class) {
     if comparisons.is_empty() {
         return;
     }
-    let against_peer: String = comparisons
-        .iter()
-        .map(|comparison| {
-            let ratio = comparison.best_peer.zip(comparison.ratio());
-            let ratio = ratio.map(|((peer, _), ratio)| format!("{ratio:.2} {}", peer.name()));
-            format!("  {:>28}", ratio.unwrap_or("-".into()))
-        })
-        .collect();
-    let _ = writeln!(text, "  / best peer  {against_peer}");
+    let peers = comparisons.iter().map(|comparison| {
+        let (peer, _) = comparison.best_peer?;
+        Some(format!("{:.2} {}", comparison.ratio()?, peer.name()))
+    });
+    ratios(text, "best peer", peers);
     for reference in [System::Relay, System::Loopback] {
-        let against_reference: String = comparisons
-            .iter()
-            .enumerate()
-            .map(|(index, comparison)| {
-                let spread = outcome.spread(reference, index);
-                let ratio =
-                    spread.map(|spread| format!("{:.2}", comparison.median / spread.median));
-                format!("  {:>28}", ratio.unwrap_or("-".into()))
-            })
-            .collect();
-        let _ = writeln!(text, "  / {:11}{against_reference}", reference.name());
+        let references = comparisons.iter().enumerate().map(|(index, comparison)| {
+            let median = outcome.spread(reference, index)?.median;
+            (median > 0.0).then(|| format!("{:.2}", comparison.median / median))
+        });
+        ratios(text, reference.name(), references);
+    }
+}
+
+/// A line of ratios, unless there is none to tell.
+fn ratios(text: &mut String, divisor: &str, ratios: impl Iterator<Item = Option<String>>) {
+    let ratios: Vec<_> = ratios.collect();
+    if ratios.iter().any(Option::is_some) {
+        let cell = |ratio: Option<String>| format!("  {:>28}", ratio.unwrap_or("-".into()));
+        let cells: String = ratios.into_iter().map(cell).collect();
+        let _ = writeln!(text, "  / {divisor:11}{cells}");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Running, Setup};
 use crate::failure::{Context, Result};
@@ -39,6 +40,7 @@ pub(super) fn start(setup: &mut Setup<'_>) -> Result<Running> {
             authorized.display()
         ),
     )?;
+    prepare_privilege_separation();
     let mut listener = Command::new(SSHD);
     listener.args(["-D", "-e", "-f"]).arg(configuration);
     let mut processes = vec![setup.spawn_listener("sshd", &listener, server)?];
@@ -76,23 +78,23 @@ pub(super) fn start(setup: &mut Setup<'_>) -> Result<Running> {
     Ok(Running { entry, processes })
 }
 
-/// The directory that sshd wants, made for this run when missing, and removed again by drop.
-#[derive(Debug)]
-pub(crate) struct PrivilegeSeparation {
-    made: bool,
-}
+/// Whether this run made [`PRIVILEGE_SEPARATION`].
+static MADE: AtomicBool = AtomicBool::new(false);
 
-impl PrivilegeSeparation {
-    pub(crate) fn prepare() -> Self {
-        Self {
-            made: fs::create_dir(PRIVILEGE_SEPARATION).is_ok(),
-        }
+/// Made before every start, because whoever made it before may also take it away.
+fn prepare_privilege_separation() {
+    if fs::create_dir(PRIVILEGE_SEPARATION).is_ok() {
+        MADE.store(true, Ordering::Relaxed);
     }
 }
 
+/// Dropping it removes the directory that sshd wants, if this run made it.
+#[derive(Debug)]
+pub(crate) struct PrivilegeSeparation;
+
 impl Drop for PrivilegeSeparation {
     fn drop(&mut self) {
-        if self.made {
+        if MADE.load(Ordering::Relaxed) {
             fs::remove_dir(PRIVILEGE_SEPARATION).ok();
         }
     }
