@@ -1,6 +1,7 @@
 //! A running hub: everything is bound before anything is served, and ended in a stated order.
 
 mod background;
+mod change;
 mod identity;
 
 use std::fmt;
@@ -22,7 +23,6 @@ use crate::listener::{self, BindError, Listener};
 use crate::metrics::Metrics;
 use crate::policy::{Door, Policy};
 use crate::registry::Embedded;
-use crate::reload::{ListenerChanges, needs_restart};
 use crate::router::Router;
 use crate::server::{self, Doorman, Health, Stage, Surface};
 use crate::tunnels::{Gate, Tunnels};
@@ -231,73 +231,6 @@ impl Hub {
         self.config.lock().await.clone()
     }
 
-    /// Puts a new configuration in force, as a whole or not at all. Returns the keys whose new
-    /// values wait for the next start. Flows that may still exist go on.
-    ///
-    /// # Errors
-    /// A new port is taken, or a certificate does not load; nothing has changed.
-    pub async fn reload(&self, new: HubConfig) -> Result<Vec<&'static str>, HubError> {
-        let mut config = self.config.lock().await;
-        match self.apply(&config, &new) {
-            Ok(waiting) => {
-                *config = new;
-                self.metrics.tunnels.config_reloads.with(["applied"]).inc();
-                tracing::info!(
-                    event = "config_reloaded",
-                    needs_restart = %waiting.join(", "),
-                    audit = true,
-                );
-                Ok(waiting)
-            }
-            Err(error) => {
-                self.reject_reload(&error);
-                Err(error)
-            }
-        }
-    }
-
-    /// Counts and logs a new configuration that was found invalid before it got here.
-    pub fn reject_reload(&self, error: &dyn fmt::Display) {
-        self.metrics.tunnels.config_reloads.with(["rejected"]).inc();
-        tracing::error!(event = "config_rejected", %error, audit = true);
-    }
-
-    fn apply(&self, old: &HubConfig, new: &HubConfig) -> Result<Vec<&'static str>, HubError> {
-        refuse_unavailable(new)?;
-        let changes = ListenerChanges::between(&old.listeners, &new.listeners);
-        let bound = bind_all(&changes.opened, &self.metrics)?;
-        let keys = self.keys.prepare(&new.security)?;
-        if let (Some(live), Some(files)) = (&self.tls, &new.tunnel.tls) {
-            live.replace(self::files(files))?;
-        }
-        // Nothing fails from here on.
-        self.keys.commit(keys);
-        self.policy.set_rules(new);
-        self.tunnels
-            .set_rules(new, self.keys.verifier(&new.security));
-        self.health.set_mode(new.ha.mode);
-        self.metrics.mesh.set_mode(new.ha.mode.as_str());
-        (self.set_log_level)(new.observability.log_level);
-        self.change_listeners(changes, bound);
-        Ok(needs_restart(old, new))
-    }
-
-    fn change_listeners(&self, changes: ListenerChanges, bound: Vec<listener::Bound>) {
-        let doors: Vec<_> = {
-            let mut listeners = self.listeners.lock();
-            listeners.retain(|one| !changes.closed.contains(&one.door().config().bind));
-            for config in changes.altered {
-                let same = |one: &&Listener| one.door().config().bind == config.bind;
-                if let Some(listener) = listeners.iter().find(same) {
-                    listener.alter(config, &self.metrics);
-                }
-            }
-            listeners.extend(bound.into_iter().map(|bound| self.open(bound)));
-            listeners.iter().map(Listener::door).collect()
-        };
-        self.router.enforce(&self.policy, &doors);
-    }
-
     /// Lets flows end, moves agents elsewhere, and stops. Takes up to `limits.drain_timeout_sec`
     /// and a few seconds.
     pub async fn drain(&self) {
@@ -310,7 +243,7 @@ impl Hub {
             timeout_ms = grace.as_millis() as u64,
             audit = true,
         );
-        self.listeners.lock().clear();
+        self.close_listeners().await;
         self.tunnels.send_away(Reason::Draining, grace);
         let finished = timeout(grace, self.router.idle()).await.is_ok();
         tracing::info!(
@@ -322,10 +255,17 @@ impl Hub {
         self.stop().await;
     }
 
+    async fn close_listeners(&self) {
+        let listeners = std::mem::take(&mut *self.listeners.lock());
+        for listener in listeners {
+            listener.close().await;
+        }
+    }
+
     /// Ends now: flows are reset, tunnels closed.
     pub async fn stop(&self) {
         self.health.enter(Stage::Draining);
-        self.listeners.lock().clear();
+        self.close_listeners().await;
         self.router.end(|_| Some(Reason::Shutdown));
         let _ = timeout(LAST_WORDS, self.router.idle()).await;
         self.tunnels.close(Reason::Shutdown);

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use nowconnect_link::tasks::Tasks;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::ListenerConfig;
@@ -183,21 +184,23 @@ impl Bound {
             router: router.clone(),
             tasks: tasks.clone(),
         };
-        tasks.spawn("listener", reception.run(socket, stop.clone()));
+        let task = tasks.spawn("listener", reception.run(socket, stop.clone()));
         Listener {
             door: current,
             address,
             _stop: stop.drop_guard(),
+            task,
         }
     }
 }
 
-/// A running listener; dropping it closes the port and leaves its flows alone.
+/// A running listener; dropping it closes the port soon and leaves its flows alone.
 #[derive(Debug)]
 pub struct Listener {
     door: Arc<ArcSwap<Door>>,
     address: SocketAddr,
     _stop: DropGuard,
+    task: JoinHandle<()>,
 }
 
 impl Listener {
@@ -219,6 +222,16 @@ impl Listener {
     /// The address that it is bound to.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Closes the port, after those whom the kernel let in already were served.
+    pub async fn close(self) {
+        let Self {
+            _stop: stop, task, ..
+        } = self;
+        drop(stop);
+        // An error would be the task's panic, which its owner has logged.
+        let _ = task.await;
     }
 }
 
@@ -265,5 +278,74 @@ impl Reception {
             Ok(permit) => self.router.open(permit, stream),
             Err(_) => reset(stream),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCAL: &str = "127.0.0.1:0";
+
+    #[tokio::test]
+    async fn accepted_sockets_inherit_what_the_port_was_given() {
+        let port = listen("test", LOCAL.parse().expect("an address")).expect("bound");
+        let address = port.local_addr().expect("an address");
+        let _client = TcpStream::connect(address).await.expect("connected");
+        let (accepted, _) = Acceptor::new(port, |_| ()).next().await;
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().expect("an option"));
+        assert!(socket.keepalive().expect("an option"));
+        assert_eq!(
+            socket.tcp_keepalive_time().expect("an option"),
+            Duration::from_secs(60)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_wildcard_port_takes_both_families() {
+        let port = listen("test", "[::]:0".parse().expect("an address")).expect("bound");
+        let address = port.local_addr().expect("an address");
+        let mut acceptor = Acceptor::new(port, |_| ());
+        for loopback in ["127.0.0.1", "::1"] {
+            let _client = TcpStream::connect((loopback, address.port()))
+                .await
+                .expect("connected");
+            let (_, peer) = acceptor.next().await;
+            assert_eq!(peer.ip().to_canonical().to_string(), loopback);
+        }
+    }
+
+    #[tokio::test]
+    async fn errors_say_what_to_do() {
+        let port = listen("listener l1", LOCAL.parse().expect("an address")).expect("bound");
+        let taken = port.local_addr().expect("an address");
+        let error = listen("listener l2", taken).expect_err("taken").to_string();
+        assert!(
+            error.starts_with(&format!("listener l2 cannot listen on {taken}: ")),
+            "{error}"
+        );
+        assert!(
+            error.contains("stop the other process or choose another port"),
+            "{error}"
+        );
+        let foreign = listen("tunnel", "192.0.2.1:0".parse().expect("an address"));
+        assert!(
+            foreign
+                .expect_err("foreign")
+                .to_string()
+                .contains("does not have the address")
+        );
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_are_let_in_when_the_port_closes() {
+        let port = listen("test", LOCAL.parse().expect("an address")).expect("bound");
+        let address = port.local_addr().expect("an address");
+        let mut acceptor = Acceptor::new(port, |_| ());
+        assert!(acceptor.waiting().await.is_none());
+        let _client = TcpStream::connect(address).await.expect("connected");
+        assert!(acceptor.waiting().await.is_some());
+        assert!(acceptor.waiting().await.is_none());
     }
 }

@@ -3,6 +3,7 @@
 //! The outcome is a [`Permit`]. Only this module can make one and the router demands it, so nothing
 //! reaches an agent that was not judged here.
 
+mod door;
 mod proxy;
 mod slots;
 
@@ -11,12 +12,13 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
-use crate::config::{HubConfig, ListenerConfig, ProxyProtocol};
-use crate::metrics::{ConnectorMetrics, ListenerError, Metrics};
+use crate::config::{HubConfig, ProxyProtocol};
+use crate::metrics::ListenerError;
 
-pub use nowconnect_link::quiet::Quiet;
+pub use door::Door;
 pub use proxy::{HEADER_DEADLINE, ProxyError};
 
 use slots::{Gate, Slot};
@@ -50,99 +52,23 @@ pub struct Policy {
     clients: KeyedGate<IpAddr>,
 }
 
-/// One listener as policy, router and logs see it. A reload that changes its rules keeps its name,
-/// its count of connections and its handles.
-#[derive(Debug)]
-pub struct Door {
-    /// The listener's name.
-    pub name: Arc<str>,
-    /// Where its connections go.
-    pub connector: Arc<str>,
-    /// The handles of its connector.
-    pub metrics: Arc<ConnectorMetrics>,
-    rules: ArcSwap<ListenerConfig>,
-    held: Gate,
-    quiet: [Quiet; ListenerError::ALL.len()],
-}
-
-impl Door {
-    /// The door of a configured listener, with nobody in it.
-    pub fn new(config: ListenerConfig, metrics: &Metrics) -> Self {
-        Self {
-            name: config.name.as_str().into(),
-            connector: config.connector.as_str().into(),
-            metrics: metrics.connector(&config.connector),
-            rules: ArcSwap::from_pointee(config),
-            held: Gate::default(),
-            quiet: Default::default(),
-        }
-    }
-
-    /// The door of the same address under another name or to another connector. Those who came
-    /// through the old one count for the limit of the new one.
-    pub fn successor(&self, config: ListenerConfig, metrics: &Metrics) -> Self {
-        Self {
-            held: self.held.clone(),
-            ..Self::new(config, metrics)
-        }
-    }
-
-    /// Whether both have one address and lead to one connector, so that a flow of the one may go on
-    /// under the other.
-    pub fn leads_like(&self, other: &Self) -> bool {
-        self.connector == other.connector && self.rules.load().bind == other.rules.load().bind
-    }
-
-    /// The configuration in force.
-    pub fn config(&self) -> Arc<ListenerConfig> {
-        self.rules.load_full()
-    }
-
-    /// Puts other rules in force for what comes next.
-    pub fn set_config(&self, config: ListenerConfig) {
-        self.rules.store(Arc::new(config));
-    }
-
-    /// Connections that it holds now.
-    pub fn held(&self) -> usize {
-        self.held.held()
-    }
-
-    /// Counts a client that was turned away, and logs it unless its like fill the log.
-    pub fn turn_away(&self, client: SocketAddr, why: ListenerError) {
-        self.metrics.error(why).inc();
-        let Some(suppressed) = self.quiet[why as usize].pass() else {
-            return;
-        };
-        let event = match why {
-            ListenerError::CidrBlocked => "cidr_blocked",
-            ListenerError::NoAgent => "no_agent_for_connector",
-            _ => "connection_refused",
-        };
-        tracing::warn!(
-            event,
-            listener = %self.name,
-            connector = %self.connector,
-            client = %client,
-            reason = why.as_str(),
-            suppressed,
-            audit = true,
-        );
-    }
-}
-
-/// Proof that a client was let in, and its place in every count until dropped.
+/// Proof that a client was let in, and its place in every count until that is released or dropped.
 #[derive(Debug)]
 pub struct Permit {
     client: SocketAddr,
     door: Arc<Door>,
-    _places: (Slot, Slot, KeyedSlot<IpAddr>),
+    places: Mutex<Option<(Slot, Slot, KeyedSlot<IpAddr>)>>,
 }
 
 impl Permit {
     /// The client's own address, from the PROXY header where one is due; never IPv4-mapped IPv6.
     pub fn client(&self) -> SocketAddr {
         self.client
+    }
+
+    /// The client is gone: makes room for the next one, whoever still holds the permit.
+    pub fn release(&self) {
+        self.places.lock().take();
     }
 
     /// The listener that it came through.
@@ -269,7 +195,7 @@ impl Policy {
         Ok(Permit {
             client,
             door: door.clone(),
-            _places: (all, own, place),
+            places: Mutex::new(Some((all, own, place))),
         })
     }
 }
@@ -287,6 +213,8 @@ fn within(networks: &[IpNet], address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ListenerConfig;
+    use crate::metrics::Metrics;
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 

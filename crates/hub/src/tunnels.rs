@@ -5,10 +5,12 @@ mod gate;
 mod newcomer;
 mod orphans;
 mod session;
+mod terms;
+mod uptime;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,13 +18,11 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use ipnet::IpNet;
 use nowconnect_link::counters::Engine;
 use nowconnect_link::endpoint::SocketFlow;
-use nowconnect_link::metrics::OTHER;
+use nowconnect_link::quiet::Quiet;
 use nowconnect_link::tasks::Tasks;
 use nowconnect_link::upgrade::{Offer, Refusal};
-use nowconnect_proto::frame::MAX_PAYLOAD;
 use nowconnect_proto::{Cid, Reason};
 use parking_lot::Mutex;
 
@@ -30,7 +30,7 @@ use crate::auth::{Rejection, Verifier};
 use crate::config::HubConfig;
 use crate::forwarded::sender;
 use crate::metrics::Metrics;
-use crate::policy::{KeyedGate, Quiet};
+use crate::policy::KeyedGate;
 use crate::registry::Embedded;
 
 pub use directory::Directory;
@@ -39,48 +39,13 @@ pub use orphans::{Holder, Orphans};
 pub use session::Session;
 
 use newcomer::Newcomer;
+use terms::Terms;
 
 /// The subprotocol of version 2; an agent that does not offer it speaks version 1.
 const SUBPROTOCOL: &str = "nowconnect.v2";
 
 /// Tunnels that one agent may have here at a time, those in their handshake included.
 const TUNNELS_PER_AGENT: usize = 16;
-
-/// What agents are told, exchanged as a whole when the configuration changes.
-#[derive(Debug, Clone)]
-struct Terms {
-    hub: String,
-    max_payload: u32,
-    ping_interval: Duration,
-    ping_timeout: Duration,
-    resume_grace: Duration,
-    queue_depth: usize,
-    queue_bytes: usize,
-    trusted_proxies: Vec<IpNet>,
-    /// On top of their token, agents must show a certificate of `tunnel.tls.client_ca`.
-    certificates: bool,
-}
-
-impl Terms {
-    fn of(config: &HubConfig) -> Self {
-        let max_payload = config.tunnel.max_ws_payload.min(MAX_PAYLOAD);
-        Self {
-            hub: config.ha.replica_id.clone(),
-            max_payload: u32::try_from(max_payload).unwrap_or(u32::MAX),
-            ping_interval: config.tunnel.ping_interval,
-            ping_timeout: config.tunnel.ping_timeout,
-            resume_grace: config.limits.resume_grace,
-            queue_depth: config.limits.queue_depth_per_cid,
-            queue_bytes: config.limits.memory_budget / 8,
-            trusted_proxies: config.tunnel.trusted_proxies.clone(),
-            certificates: config
-                .tunnel
-                .tls
-                .as_ref()
-                .is_some_and(|tls| tls.client_ca.is_some()),
-        }
-    }
-}
 
 /// Every tunnel of this hub.
 pub struct Tunnels {
@@ -124,7 +89,7 @@ impl Tunnels {
             endings: Mutex::default(),
             quiet: Mutex::default(),
         });
-        show_uptime(&tunnels);
+        uptime::show(&tunnels);
         tunnels
     }
 
@@ -327,38 +292,6 @@ impl Tunnels {
         let label = self.metrics.agent_label(&session.agent_id).to_owned();
         self.endings.lock().insert(label, reason.name());
     }
-}
-
-/// Lets every scrape read the agents and the age of their oldest tunnels.
-fn show_uptime(tunnels: &Arc<Tunnels>) {
-    let weak: Weak<Tunnels> = Arc::downgrade(tunnels);
-    let shown: Mutex<HashSet<String>> = Mutex::default();
-    tunnels.metrics.on_scrape(move |metrics| {
-        let Some(tunnels) = weak.upgrade() else {
-            return;
-        };
-        let gauges = &metrics.tunnels;
-        gauges
-            .agents_connected
-            .set(i64::try_from(tunnels.directory.agents()).unwrap_or(i64::MAX));
-        let mut ages: HashMap<String, f64> = HashMap::new();
-        for session in tunnels.directory.sessions() {
-            let label = metrics.agent_label(&session.agent_id);
-            if label != OTHER {
-                let age = session.since.elapsed().as_secs_f64();
-                let oldest = ages.entry(label.to_owned()).or_default();
-                *oldest = oldest.max(age);
-            }
-        }
-        let mut shown = shown.lock();
-        for gone in shown.iter().filter(|label| !ages.contains_key(*label)) {
-            gauges.uptime.remove([gone]);
-        }
-        for (label, age) in &ages {
-            gauges.uptime.with([label]).set(*age);
-        }
-        *shown = ages.into_keys().collect();
-    });
 }
 
 impl std::fmt::Debug for Tunnels {

@@ -4,6 +4,24 @@ use nowconnect_link::metrics::{Catalog, SecondsGauge, Vector};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
+/// Offences of agents that end their tunnel or a flow, in `nowconnect_protocol_errors_total`.
+const TUNNEL_OFFENCES: [&str; 12] = [
+    "bad_hello",
+    "bad_body",
+    "unexpected_frame",
+    "open_from_agent",
+    "control_flood",
+    "unknown_flow",
+    "websocket",
+    "wrong_message_type",
+    "truncated",
+    "too_long",
+    "malformed",
+    "wrong_flow",
+];
+/// Offences of HTTP clients.
+const HTTP_OFFENCES: [&str; 2] = ["bad_request", "header_timeout"];
+
 /// Agents, authentication, protocol errors, the policy decision point, configuration.
 #[derive(Debug)]
 pub struct TunnelMetrics {
@@ -40,6 +58,17 @@ impl TunnelMetrics {
         );
         let revision = option_env!("NOWCONNECT_REVISION").unwrap_or("unknown");
         build.with([env!("CARGO_PKG_VERSION"), revision]).set(1);
+        let protocol_errors = r.counters(
+            "nowconnect_protocol_errors_total",
+            "Violations of the protocol by the other side, by interface and kind",
+            ["interface", "kind"],
+        );
+        for kind in TUNNEL_OFFENCES {
+            protocol_errors.with(["tunnel", kind]);
+        }
+        for kind in HTTP_OFFENCES {
+            protocol_errors.with(["http", kind]);
+        }
         Self {
             agents_connected: r.gauge(
                 "nowconnect_agents_connected",
@@ -60,11 +89,7 @@ impl TunnelMetrics {
                 "Agents turned away because of their token, by reason",
                 ["reason"],
             ),
-            protocol_errors: r.counters(
-                "nowconnect_protocol_errors_total",
-                "Violations of the protocol by the other side, by interface and kind",
-                ["interface", "kind"],
-            ),
+            protocol_errors,
             identity_conflicts: r.counter(
                 "nowconnect_agent_identity_conflicts_total",
                 "Tunnels refused because two living agents fight over one agent id",

@@ -160,6 +160,7 @@ impl FlowEvents for ClientFlow {
 
     fn closed(&self, flow: &Arc<SocketFlow>, summary: Summary) {
         let door = self.permit.door();
+        self.permit.release();
         door.metrics.active.dec();
         door.metrics
             .duration

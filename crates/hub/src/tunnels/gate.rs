@@ -10,9 +10,12 @@ use nowconnect_proto::hello::Rejected;
 use tokio::sync::watch;
 
 use super::session::rejected;
-use crate::auth::{Identity, Rejection, Verifier, bearer};
+use crate::auth::{Identity, Reason, Rejection, Verifier, bearer};
 use crate::config::SecurityConfig;
 use crate::metrics::Metrics;
+
+/// Why an agent is turned away although its token is good.
+const REJECTIONS: [&str; 3] = ["agent_id_mismatch", "nothing_granted", "client_certificate"];
 
 /// Judges tokens and connectors by the rules in force.
 #[derive(Debug)]
@@ -25,6 +28,10 @@ pub struct Gate {
 impl Gate {
     /// A gate that checks tokens with `verifier`.
     pub fn new(verifier: Verifier, config: &SecurityConfig, metrics: Arc<Metrics>) -> Self {
+        let known = Reason::ALL.iter().map(|reason| reason.code());
+        for code in known.chain(REJECTIONS) {
+            metrics.tunnels.auth_failures.with([code]);
+        }
         Self {
             verifier: ArcSwap::from_pointee(verifier),
             require_scopes: AtomicBool::new(config.require_connector_scopes),

@@ -22,7 +22,9 @@ use crate::registry::Lease;
 
 /// UPDATEs and TOKENs that may wait to be answered; an agent that sends more is not one of ours.
 pub(super) const MAILBOX: usize = 16;
-/// Between telling an agent that its token ends and closing the tunnel: time to open another first.
+/// Between telling an agent that its token has ended and closing the tunnel: time for one that has
+/// a new token to open another tunnel first. Not before the end, or an agent without a new token
+/// would come back with the old one, over and over.
 const EXPIRY_NOTICE: Duration = Duration::from_secs(5);
 /// Longest sleep before the wall clock is looked at again, which may have been set.
 const CLOCK_CHECK: Duration = Duration::from_secs(60);
@@ -124,7 +126,7 @@ impl Session {
         let mut keys = tunnels.gate().key_changes();
         loop {
             let now = Instant::now();
-            let left = self.token_remaining().saturating_sub(EXPIRY_NOTICE);
+            let left = self.token_remaining();
             if end.is_none() && left.is_zero() {
                 self.link.go_away(Reason::TokenExpired, EXPIRY_NOTICE);
                 end = Some(now + EXPIRY_NOTICE);

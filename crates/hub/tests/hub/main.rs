@@ -12,4 +12,5 @@ mod flows;
 mod reload;
 mod rig;
 mod surface;
+mod tls;
 mod tunnels;

@@ -239,11 +239,11 @@ async fn scopes_bound_what_an_agent_exports() {
 #[tokio::test]
 async fn a_token_that_expires_ends_the_tunnel_unless_it_is_renewed() {
     let rig = Rig::start().await;
-    // The hub grants 30 s of leeway, and gives notice 5 s before.
+    // The hub grants 30 s of leeway, and 5 s after the notice.
     let short = |agent: &str, lifetime| rig.issuer.sign(&claims(agent, lifetime)).unwrap();
     let renewing = Process::new("site-1", 1).await;
     let mut renewing = renewing
-        .connect(rig.http(), &short("site-1", -21))
+        .connect(rig.http(), &short("site-1", -26))
         .await
         .unwrap();
     let ending = Process::new("site-2", 2).await;

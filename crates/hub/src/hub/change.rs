@@ -1,0 +1,81 @@
+//! A new configuration on a running hub.
+
+use std::fmt;
+
+use super::{Hub, HubError, bind_all, files, refuse_unavailable};
+use crate::config::HubConfig;
+use crate::listener::{self, Listener};
+use crate::reload::{ListenerChanges, needs_restart};
+
+impl Hub {
+    /// Puts a new configuration in force, as a whole or not at all. Returns the keys whose new
+    /// values wait for the next start. Flows that may still exist go on.
+    ///
+    /// # Errors
+    /// A new port is taken, or a certificate does not load; nothing has changed.
+    pub async fn reload(&self, new: HubConfig) -> Result<Vec<&'static str>, HubError> {
+        let mut config = self.config.lock().await;
+        match self.apply(&config, &new).await {
+            Ok(waiting) => {
+                *config = new;
+                self.metrics.tunnels.config_reloads.with(["applied"]).inc();
+                tracing::info!(
+                    event = "config_reloaded",
+                    needs_restart = %waiting.join(", "),
+                    audit = true,
+                );
+                Ok(waiting)
+            }
+            Err(error) => {
+                self.reject_reload(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Counts and logs a new configuration that was found invalid before it got here.
+    pub fn reject_reload(&self, error: &dyn fmt::Display) {
+        self.metrics.tunnels.config_reloads.with(["rejected"]).inc();
+        tracing::error!(event = "config_rejected", %error, audit = true);
+    }
+
+    async fn apply(&self, old: &HubConfig, new: &HubConfig) -> Result<Vec<&'static str>, HubError> {
+        refuse_unavailable(new)?;
+        let changes = ListenerChanges::between(&old.listeners, &new.listeners);
+        let bound = bind_all(&changes.opened, &self.metrics)?;
+        let keys = self.keys.prepare(&new.security)?;
+        if let (Some(live), Some(files)) = (&self.tls, &new.tunnel.tls) {
+            live.replace(self::files(files))?;
+        }
+        // Nothing fails from here on.
+        self.keys.commit(keys);
+        self.policy.set_rules(new);
+        self.tunnels
+            .set_rules(new, self.keys.verifier(&new.security));
+        self.health.set_mode(new.ha.mode);
+        self.metrics.mesh.set_mode(new.ha.mode.as_str());
+        (self.set_log_level)(new.observability.log_level);
+        self.change_listeners(changes, bound).await;
+        Ok(needs_restart(old, new))
+    }
+
+    async fn change_listeners(&self, changes: ListenerChanges, bound: Vec<listener::Bound>) {
+        let (closed, doors): (Vec<_>, Vec<_>) = {
+            let mut listeners = self.listeners.lock();
+            let gone = |one: &mut Listener| changes.closed.contains(&one.door().config().bind);
+            let closed = listeners.extract_if(.., gone).collect();
+            for config in changes.altered {
+                let same = |one: &&Listener| one.door().config().bind == config.bind;
+                if let Some(listener) = listeners.iter().find(same) {
+                    listener.alter(config, &self.metrics);
+                }
+            }
+            listeners.extend(bound.into_iter().map(|bound| self.open(bound)));
+            (closed, listeners.iter().map(Listener::door).collect())
+        };
+        for listener in closed {
+            listener.close().await;
+        }
+        self.router.enforce(&self.policy, &doors);
+    }
+}

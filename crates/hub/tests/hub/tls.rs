@@ -1,0 +1,125 @@
+//! TLS in the hub itself.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use nowconnect_hub::config::ServerTls;
+use nowconnect_link::tls::{ClientFiles, Identity, LiveClientConfig, Roots};
+use nowconnect_testkit::{http, wait};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::rig::Rig;
+
+struct Authority {
+    dir: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("ca.pem"), issuer.pem()).unwrap();
+        Self { dir, issuer }
+    }
+
+    fn file(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes `NAME.crt` and `NAME.key`; returns the certificate.
+    fn issue(&self, name: &str) -> Vec<u8> {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        write(&self.file(&format!("{name}.crt")), &certificate.pem());
+        write(&self.file(&format!("{name}.key")), &key.serialize_pem());
+        certificate.der().to_vec()
+    }
+
+    fn server(&self, client_ca: bool) -> ServerTls {
+        ServerTls {
+            cert_file: self.file("hub.crt"),
+            key_file: self.file("hub.key"),
+            client_ca: client_ca.then(|| self.file("ca.pem")),
+        }
+    }
+
+    /// Sends `request` over TLS; returns the server's certificate and what it answered.
+    async fn ask(&self, rig: &Rig, identity: Option<&str>, request: &str) -> (Vec<u8>, String) {
+        let identity = identity.map(|name| Identity {
+            cert_file: self.file(&format!("{name}.crt")),
+            key_file: self.file(&format!("{name}.key")),
+        });
+        let files = ClientFiles {
+            roots: Roots::Only(self.file("ca.pem")),
+            identity,
+        };
+        let client = LiveClientConfig::load(files).unwrap();
+        let stream = TcpStream::connect(rig.http()).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let connector = TlsConnector::from(Arc::clone(&client.current()));
+        let mut stream = connector.connect(name, stream).await.expect("a handshake");
+        let shown = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = wait::within("an answer", stream.read_to_end(&mut answer))
+            .await
+            .unwrap();
+        (shown, String::from_utf8(answer).unwrap())
+    }
+}
+
+fn write(file: &Path, text: &str) {
+    std::fs::write(file, text).unwrap();
+}
+
+const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+
+#[tokio::test]
+async fn a_new_certificate_is_shown_without_a_restart() {
+    let authority = Authority::new();
+    let first = authority.issue("hub");
+    let rig = Rig::start_with(|config| config.tunnel.tls = Some(authority.server(false))).await;
+    let (shown, answer) = authority.ask(&rig, None, HEALTH).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(shown, first);
+    let second = authority.issue("hub");
+    wait::until("the new certificate", async || {
+        let (shown, _) = authority.ask(&rig, None, HEALTH).await;
+        nowconnect_testkit::anyhow::ensure!(shown == second, "the old one is shown");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert!(
+        http::get(rig.http(), "/healthz").await.is_err(),
+        "plain HTTP on a TLS port"
+    );
+}
+
+#[tokio::test]
+async fn a_client_ca_is_demanded_of_agents_alone() {
+    let authority = Authority::new();
+    authority.issue("hub");
+    authority.issue("agent");
+    let rig = Rig::start_with(|config| config.tunnel.tls = Some(authority.server(true))).await;
+    let mut upgrade = "GET /tunnel HTTP/1.1\r\nHost: localhost\r\n".to_owned();
+    for (name, value) in http::upgrade_headers("Bearer nonsense") {
+        upgrade += &format!("{name}: {value}\r\n");
+    }
+    upgrade += "\r\n";
+    let (_, health) = authority.ask(&rig, None, HEALTH).await;
+    assert!(health.starts_with("HTTP/1.1 200"), "{health}");
+    let (_, stranger) = authority.ask(&rig, None, &upgrade).await;
+    assert!(stranger.starts_with("HTTP/1.1 403"), "{stranger}");
+    assert!(stranger.contains("client_certificate"), "{stranger}");
+    let (_, known) = authority.ask(&rig, Some("agent"), &upgrade).await;
+    assert!(known.starts_with("HTTP/1.1 401"), "{known}");
+}
