@@ -9,7 +9,7 @@ use nowconnect_settings::{Env, Loaded, Source};
 
 use crate::failure::Failure;
 use crate::logging::{LevelControl, Log};
-use crate::runtime::{Threads, raise_open_files};
+use crate::runtime::{block_on, raise_open_files};
 use crate::service::{Service, Watch, level_filter, log_warnings, serve, start_log};
 use crate::signals::Signals;
 
@@ -30,8 +30,6 @@ pub(crate) struct Args {
     /// Configuration file (premise.yaml) [env: NC_CONFIG]; without one, environment and defaults
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
-    #[command(flatten)]
-    threads: Threads,
 }
 
 /// How long flows get to end by themselves when the agent is told to stop.
@@ -43,7 +41,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let observability = &loaded.config.observability;
     let log = start_log(observability.log_level, observability.log_format)?;
     raise_open_files();
-    args.threads.block_on(run_agent(source, loaded, &log))?
+    block_on(run_agent(source, loaded, &log))?
 }
 
 async fn run_agent(source: Source, loaded: Loaded<AgentConfig>, log: &Log) -> Result<(), Failure> {

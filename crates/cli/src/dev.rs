@@ -17,6 +17,7 @@ use anyhow::Context as _;
 use nowconnect_agent::config::AgentConfig;
 use nowconnect_hub::config::HubConfig;
 use nowconnect_hub::hub::Addresses;
+use nowconnect_link::shards::Shards;
 use nowconnect_settings::{Env, LogFormat, LogLevel, Source, Value as _};
 use tokio::task::JoinSet;
 
@@ -24,7 +25,7 @@ use crate::agent::AgentService;
 use crate::failure::Failure;
 use crate::hub::HubService;
 use crate::logging::Log;
-use crate::runtime::{Threads, raise_open_files};
+use crate::runtime::{block_on, raise_open_files};
 use crate::service::{Service, Watch, serve, start_log};
 use crate::signals::Signals;
 use files::Files;
@@ -62,15 +63,12 @@ pub(crate) struct Args {
     /// Least important level that is logged
     #[arg(long, value_name = "LEVEL", default_value = "INFO", value_parser = LogLevel::parse)]
     log_level: LogLevel,
-    #[command(flatten)]
-    threads: Threads,
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let log = start_log(args.log_level, LogFormat::Plain)?;
     raise_open_files();
-    let threads = args.threads;
-    threads.block_on(run_dev(args, &log))?
+    block_on(run_dev(args, &log))?
 }
 
 async fn run_dev(args: Args, log: &Log) -> Result<(), Failure> {
@@ -104,7 +102,7 @@ async fn run_dev(args: Args, log: &Log) -> Result<(), Failure> {
     let cloud = source("cloud.yaml");
     let loaded = HubConfig::load(&cloud).map_err(Failure::configuration)?;
     let mut watched = loaded.files();
-    let hub = HubService::start(cloud, loaded, log.level()).await?;
+    let hub = HubService::start(cloud, loaded, Shards::current(), log.level()).await?;
     let addresses = hub.hub.addresses();
 
     files.write_agent(&maps, addresses.tunnel)?;

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use nowconnect_hub::config::HubConfig;
 use nowconnect_hub::hub::{Hub, HubError};
+use nowconnect_link::shards::Shards;
 use nowconnect_settings::{Env, Loaded, Source};
 
 use crate::failure::Failure;
 use crate::logging::{LevelControl, Log};
-use crate::runtime::{Threads, raise_open_files};
+use crate::runtime::{Threads, block_on, raise_open_files};
 use crate::service::{Service, Watch, level_filter, log_warnings, serve, start_log};
 use crate::signals::Signals;
 
@@ -39,13 +41,19 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let observability = &loaded.config.observability;
     let log = start_log(observability.log_level, observability.log_format)?;
     raise_open_files();
-    args.threads.block_on(run_hub(source, loaded, &log))?
+    block_on(run_hub(source, loaded, args.threads.count(), &log))?
 }
 
-async fn run_hub(source: Source, loaded: Loaded<HubConfig>, log: &Log) -> Result<(), Failure> {
+async fn run_hub(
+    source: Source,
+    loaded: Loaded<HubConfig>,
+    threads: usize,
+    log: &Log,
+) -> Result<(), Failure> {
+    let shards = Shards::start(threads).context("cannot start threads")?;
     let signals = Signals::install()?;
     let watch = Watch::new(loaded.files());
-    let hub = HubService::start(source, loaded, log.level()).await?;
+    let hub = HubService::start(source, loaded, shards, log.level()).await?;
     serve(hub, watch, signals).await
 }
 
@@ -61,11 +69,12 @@ impl HubService {
     pub(crate) async fn start(
         source: Source,
         loaded: Loaded<HubConfig>,
+        shards: Shards,
         level: LevelControl,
     ) -> Result<Self, Failure> {
         log_warnings(&loaded.warnings);
         let follow = Box::new(move |configured| level.set(level_filter(configured)));
-        let hub = Hub::start(loaded.config, follow)
+        let hub = Hub::start(loaded.config, shards, follow)
             .await
             .map_err(|error| match error {
                 HubError::Bind(_) => Failure::from(error),

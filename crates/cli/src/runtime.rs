@@ -11,7 +11,7 @@ use tokio::runtime::Builder;
 /// How many threads carry the traffic
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Threads {
-    /// Threads that carry traffic [default: one per core]; 1 runs everything on one thread
+    /// Threads that carry traffic; each tunnel lives on one [default: one per core]
     #[arg(long, value_name = "N", env = "NOWCONNECT_WORKER_THREADS", value_parser = count)]
     worker_threads: Option<Count>,
 }
@@ -27,31 +27,29 @@ fn count(text: &str) -> Result<Count, std::num::ParseIntError> {
 }
 
 impl Threads {
-    /// Runs `work` to its end on a new runtime. Tasks that are left are dropped.
-    ///
-    /// # Errors
-    /// When threads cannot be started.
-    pub(crate) fn block_on<F: Future>(self, work: F) -> anyhow::Result<F::Output> {
+    /// How many.
+    pub(crate) fn count(self) -> usize {
         // A core that a container may not use is not counted.
-        let threads = match self.worker_threads.flatten() {
+        match self.worker_threads.flatten() {
             Some(threads) => threads.get(),
             None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
-        };
-        let mut builder = match threads {
-            1 => Builder::new_current_thread(),
-            _ => Builder::new_multi_thread(),
-        };
-        let runtime = builder
-            .worker_threads(threads)
-            .thread_name("nowconnect")
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?;
-        let output = runtime.block_on(work);
-        // A name lookup that hangs must not keep the process.
-        runtime.shutdown_timeout(Duration::from_millis(100));
-        Ok(output)
+        }
     }
+}
+
+/// Runs `work` to its end on a new runtime on this thread. Tasks that are left are dropped.
+///
+/// # Errors
+/// When the runtime cannot be made.
+pub(crate) fn block_on<F: Future>(work: F) -> anyhow::Result<F::Output> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let output = runtime.block_on(work);
+    // A name lookup that hangs must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    Ok(output)
 }
 
 /// Raises the soft limit on open files to the hard one; every flow needs a file descriptor.

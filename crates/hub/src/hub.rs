@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nowconnect_link::budget::Budget;
 use nowconnect_link::counters::{Engine, EngineCounters};
+use nowconnect_link::shards::Shards;
 use nowconnect_link::tasks::Tasks;
 use nowconnect_link::tls::{ClientAuth, Identity, LiveServerConfig, ServerFiles, TlsError};
 use nowconnect_proto::Reason;
@@ -75,6 +76,7 @@ pub struct Hub {
     listeners: Mutex<Vec<Listener>>,
     http: (SocketAddr, Option<SocketAddr>),
     set_log_level: LogLevelHook,
+    shards: Shards,
     tasks: Tasks,
 }
 
@@ -110,11 +112,15 @@ fn bind_all(
 }
 
 impl Hub {
-    /// Binds everything, then serves. Must be called within a tokio runtime.
+    /// Binds everything, then serves: tunnels on `shards`, all else on the current runtime.
     ///
     /// # Errors
     /// Nothing is left bound or running.
-    pub async fn start(config: HubConfig, set_log_level: LogLevelHook) -> Result<Self, HubError> {
+    pub async fn start(
+        config: HubConfig,
+        shards: Shards,
+        set_log_level: LogLevelHook,
+    ) -> Result<Self, HubError> {
         refuse_unavailable(&config)?;
         let metrics = Metrics::new();
         let ports = Ports::bind(&config, &metrics)?;
@@ -160,6 +166,7 @@ impl Hub {
             keys,
             tls,
             set_log_level,
+            shards,
             tasks,
         };
         hub.show(&engine).await;
@@ -169,9 +176,9 @@ impl Hub {
 
     fn serve(&self, ports: Ports) {
         let main = self.surface(Some(self.tunnels.clone()));
-        Doorman::new(main, self.tls.clone(), &self.tasks).open(ports.tunnel);
+        Doorman::new(main, self.tls.clone(), self.shards.clone(), &self.tasks).open(ports.tunnel);
         if let Some(port) = ports.metrics {
-            Doorman::new(self.surface(None), None, &self.tasks).open(port);
+            Doorman::new(self.surface(None), None, Shards::current(), &self.tasks).open(port);
         }
         let open = ports.listeners.into_iter().map(|bound| self.open(bound));
         self.listeners.lock().extend(open);

@@ -23,6 +23,7 @@ use nowconnect_proto::{Cid, Flow, FlowId, Reason, Secret};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 
 pub use events::{FlowEvents, Label, Summary};
 pub(crate) use outward::Wants;
@@ -133,6 +134,7 @@ impl SocketFlow {
             state: Mutex::new(State {
                 flow,
                 socket,
+                home: Handle::current().id(),
                 id: FlowId::LINK,
                 epoch: 0,
                 detached_ms: Some(engine.now_ms()),
@@ -209,6 +211,10 @@ impl SocketFlow {
                 return;
             }
             state.socket = Some(socket);
+            state.home = Handle::current().id();
+            if let Some(link) = &*self.carrier.lock() {
+                state.move_to(link.home());
+            }
             state.flow.connected();
         }
         self.wake_by_ref();
@@ -261,6 +267,7 @@ impl SocketFlow {
             .flow
             .attach_origin(u64::from(peer.first_window), peer.first_window);
         state.bind(id, epoch);
+        state.move_to(link.home());
     }
 
     /// Puts the flow on `link` as the number its OPEN came with (target).
@@ -277,6 +284,7 @@ impl SocketFlow {
             .flow
             .attach_target(open.received, open.limit, first_window)?;
         state.bind(id, open.epoch);
+        state.move_to(link.home());
         Ok(())
     }
 

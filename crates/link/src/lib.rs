@@ -10,6 +10,7 @@ mod outgoing;
 pub mod quiet;
 mod reply;
 pub mod session;
+pub mod shards;
 pub mod stream;
 pub mod tasks;
 pub mod tls;

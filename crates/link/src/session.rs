@@ -15,9 +15,11 @@ use std::time::Duration;
 use nowconnect_proto::frame::{Frame, Open};
 use nowconnect_proto::{FlowId, Reason};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
 use crate::counters::Engine;
 use crate::endpoint::SocketFlow;
+use crate::shards::Resident;
 
 pub use carrier::{Carrier, CarrierError};
 pub use driver::{LinkClosed, start};
@@ -85,6 +87,9 @@ pub struct Link {
     /// Opener: the next number. Answerer: the highest number seen.
     ids: AtomicU32,
     rtt_micros: AtomicU64,
+    /// Where it lives, and the sockets of its flows with it.
+    home: Handle,
+    _resident: Resident,
 }
 
 /// What waits for the driver.
@@ -112,6 +117,8 @@ impl Link {
             active: AtomicUsize::new(0),
             ids: AtomicU32::new(0),
             rtt_micros: AtomicU64::new(0),
+            home: Handle::current(),
+            _resident: Resident::here(),
         })
     }
 
@@ -119,6 +126,11 @@ impl Link {
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// The runtime of its driver.
+    pub(crate) fn home(&self) -> &Handle {
+        &self.home
     }
 
     /// Whether the peer speaks version 1.

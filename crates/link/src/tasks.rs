@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -49,8 +50,21 @@ impl Tasks {
         self.stop.child_token()
     }
 
-    /// Starts a task. `name` says in logs what it does.
+    /// Starts a task on the current runtime. `name` says in logs what it does.
     pub fn spawn<F>(&self, name: &'static str, work: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        self.spawn_on(&Handle::current(), name, work)
+    }
+
+    /// Starts a task on `runtime`.
+    pub fn spawn_on<F>(
+        &self,
+        runtime: &Handle,
+        name: &'static str,
+        work: F,
+    ) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
     {
@@ -65,10 +79,11 @@ impl Tasks {
             running: Arc::clone(&self.running),
             id,
         };
-        let handle = self.tracker.spawn(async move {
+        let work = async move {
             let _entry = entry;
             work.await
-        });
+        };
+        let handle = self.tracker.spawn_on(work, runtime);
         // The lock is not held while spawning, which may drop the task on the spot. A task that is
         // over already has taken its entry along.
         if let Some((_, abort)) = self.running.lock().tasks.get_mut(&id) {

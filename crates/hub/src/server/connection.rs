@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nowconnect_link::shards::Shards;
 use nowconnect_link::stream::{BufferedIo, Stream};
 use nowconnect_link::tasks::Tasks;
 use nowconnect_link::tls::LiveServerConfig;
@@ -38,21 +39,25 @@ const LIFETIME: Duration = Duration::from_secs(60);
 pub struct Doorman {
     surface: Arc<Surface>,
     tls: Option<Arc<LiveServerConfig>>,
+    shards: Shards,
     tasks: Tasks,
     strangers: Arc<Semaphore>,
     turned_away: Arc<Semaphore>,
 }
 
 impl Doorman {
-    /// Serves `surface`, over TLS when there is a certificate, until `tasks` are to stop.
+    /// Serves `surface`, over TLS when there is a certificate, until `tasks` are to stop. A
+    /// connection lives on the one of `shards` that was the least loaded when it came.
     pub fn new(
         surface: Arc<Surface>,
         tls: Option<Arc<LiveServerConfig>>,
+        shards: Shards,
         tasks: &Tasks,
     ) -> Arc<Self> {
         Arc::new(Self {
             surface,
             tls,
+            shards,
             tasks: tasks.clone(),
             strangers: Arc::new(Semaphore::new(STRANGERS)),
             turned_away: Arc::new(Semaphore::new(TURNED_AWAY)),
@@ -78,10 +83,17 @@ impl Doorman {
                 return;
             };
             let doorman = self.clone();
-            self.tasks.spawn("http", async move {
+            let Ok(stream) = stream.into_std() else {
+                continue;
+            };
+            let shard = self.shards.least_loaded();
+            self.tasks.spawn_on(shard, "http", async move {
                 let stop = doorman.tasks.token();
-                stop.run_until_cancelled(doorman.admit(stream, peer, busy))
-                    .await;
+                // From here on the event loop of the shard watches it.
+                if let Ok(stream) = TcpStream::from_std(stream) {
+                    stop.run_until_cancelled(doorman.admit(stream, peer, busy))
+                        .await;
+                }
                 drop(place);
             });
         }

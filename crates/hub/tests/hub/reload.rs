@@ -129,9 +129,13 @@ async fn a_start_with_a_taken_port_leaves_nothing_behind() {
     let mut config = rig.config();
     config.listeners[0].bind.set_port(free);
     config.tunnel.bind = rig.http();
-    let error = nowconnect_hub::hub::Hub::start(config, Box::new(|_| ()))
-        .await
-        .expect_err("taken");
+    let error = nowconnect_hub::hub::Hub::start(
+        config,
+        nowconnect_link::shards::Shards::current(),
+        Box::new(|_| ()),
+    )
+    .await
+    .expect_err("taken");
     assert!(
         error.to_string().contains("tunnel cannot listen on"),
         "{error}"

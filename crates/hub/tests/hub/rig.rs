@@ -29,7 +29,13 @@ impl Rig {
         let issuer = Issuer::new(dir.path()).unwrap();
         let mut config = config(&dir, &issuer);
         adjust(&mut config);
-        let hub = Hub::start(config, Box::new(|_| ())).await.expect("a hub");
+        let hub = Hub::start(
+            config,
+            nowconnect_link::shards::Shards::current(),
+            Box::new(|_| ()),
+        )
+        .await
+        .expect("a hub");
         Self { hub, issuer, dir }
     }
 

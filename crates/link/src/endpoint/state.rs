@@ -5,15 +5,18 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use nowconnect_proto::flow::Ending;
-use nowconnect_proto::{Flow, FlowId};
+use nowconnect_proto::{Flow, FlowId, Reason};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
+use tokio::runtime::{self, Handle};
 
 use crate::counters::Engine;
 
 pub(super) struct State {
     pub(super) flow: Flow,
     pub(super) socket: Option<TcpStream>,
+    /// The runtime whose event loop watches the socket.
+    pub(super) home: runtime::Id,
     /// Number of the flow on its link, and the epoch it was offered under.
     pub(super) id: FlowId,
     pub(super) epoch: u64,
@@ -40,6 +43,25 @@ impl State {
         self.detached_ms = None;
         self.waiting = false;
         self.owing = false;
+    }
+
+    /// Lets the event loop of `home` watch the socket.
+    pub(super) fn move_to(&mut self, home: &Handle) {
+        if self.home == home.id() {
+            return;
+        }
+        self.home = home.id();
+        let Some(socket) = self.socket.take() else {
+            return;
+        };
+        let _inside = home.enter();
+        match socket.into_std().and_then(TcpStream::from_std) {
+            Ok(socket) => self.socket = Some(socket),
+            Err(error) => {
+                tracing::warn!(event = "socket_not_watched", %error);
+                self.flow.abort(Reason::LocalResource);
+            }
+        }
     }
 
     pub(super) fn borrow(&mut self, engine: &Engine, want: u64) -> u64 {
