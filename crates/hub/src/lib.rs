@@ -8,7 +8,6 @@ pub mod listener;
 pub mod metrics;
 pub mod policy;
 pub mod registry;
-pub mod reload;
 pub mod router;
 pub mod server;
 pub mod tunnels;

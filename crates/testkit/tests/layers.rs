@@ -20,7 +20,6 @@ const HUB: &[&str] = &[
     "router",
     "listener",
     "server",
-    "reload",
     "hub",
 ];
 

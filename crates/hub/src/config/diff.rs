@@ -1,4 +1,7 @@
 //! What a reload has to do: a pure comparison of two configurations.
+//!
+//! A listener is its address: the same address keeps its socket and the clients that wait in it,
+//! whatever else about it changes.
 
 use std::net::SocketAddr;
 

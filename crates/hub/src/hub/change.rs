@@ -3,9 +3,8 @@
 use std::fmt;
 
 use super::{Hub, HubError, bind_all, files, refuse_unavailable};
-use crate::config::HubConfig;
+use crate::config::{Change, HubConfig};
 use crate::listener::{self, Listener};
-use crate::reload::{ListenerChanges, needs_restart};
 
 impl Hub {
     /// Puts a new configuration in force, as a whole or not at all. Returns the keys whose new
@@ -15,9 +14,11 @@ impl Hub {
     /// A new port is taken, or a certificate does not load; nothing has changed.
     pub async fn reload(&self, new: HubConfig) -> Result<Vec<&'static str>, HubError> {
         let mut config = self.config.lock().await;
-        match self.apply(&config, &new).await {
-            Ok(waiting) => {
-                *config = new;
+        let change = config.diff(&new);
+        match self.apply(&change).await {
+            Ok(()) => {
+                *config = change.config;
+                let waiting = change.needs_restart;
                 self.metrics.tunnels.config_reloads.with(["applied"]).inc();
                 tracing::info!(
                     event = "config_reloaded",
@@ -39,10 +40,10 @@ impl Hub {
         tracing::error!(event = "config_rejected", %error, audit = true);
     }
 
-    async fn apply(&self, old: &HubConfig, new: &HubConfig) -> Result<Vec<&'static str>, HubError> {
+    async fn apply(&self, change: &Change) -> Result<(), HubError> {
+        let new = &change.config;
         refuse_unavailable(new)?;
-        let changes = ListenerChanges::between(&old.listeners, &new.listeners);
-        let bound = bind_all(&changes.opened, &self.metrics)?;
+        let bound = bind_all(&change.listeners_added, &self.metrics)?;
         let keys = self.keys.prepare(&new.security)?;
         if let (Some(live), Some(files)) = (&self.tls, &new.tunnel.tls) {
             live.replace(self::files(files))?;
@@ -55,19 +56,20 @@ impl Hub {
         self.health.set_mode(new.ha.mode);
         self.metrics.mesh.set_mode(new.ha.mode.as_str());
         (self.set_log_level)(new.observability.log_level);
-        self.change_listeners(changes, bound).await;
-        Ok(needs_restart(old, new))
+        self.change_listeners(change, bound).await;
+        Ok(())
     }
 
-    async fn change_listeners(&self, changes: ListenerChanges, bound: Vec<listener::Bound>) {
+    async fn change_listeners(&self, change: &Change, bound: Vec<listener::Bound>) {
         let (closed, doors): (Vec<_>, Vec<_>) = {
             let mut listeners = self.listeners.lock();
-            let gone = |one: &mut Listener| changes.closed.contains(&one.door().config().bind);
+            let removed = &change.listeners_removed;
+            let gone = |one: &mut Listener| removed.contains(&one.door().config().bind);
             let closed = listeners.extract_if(.., gone).collect();
-            for config in changes.altered {
+            for config in &change.listeners_changed {
                 let same = |one: &&Listener| one.door().config().bind == config.bind;
                 if let Some(listener) = listeners.iter().find(same) {
-                    listener.alter(config, &self.metrics);
+                    listener.alter(config.clone(), &self.metrics);
                 }
             }
             listeners.extend(bound.into_iter().map(|bound| self.open(bound)));

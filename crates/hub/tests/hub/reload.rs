@@ -119,7 +119,7 @@ async fn what_cannot_change_live_is_named() {
     config.tunnel.bind.set_port(1);
     config.ha.replica_id = "other".into();
     let waiting = rig.hub.reload(config).await.expect("applied");
-    assert_eq!(waiting, ["tunnel.host and tunnel.port", "ha.replica_id"]);
+    assert_eq!(waiting, ["tunnel.port", "ha.replica_id"]);
 }
 
 #[tokio::test]
