@@ -260,6 +260,7 @@ impl Families {
                 bytes_a2c: self.bytes.with(["a2c", name]),
                 inbox_bytes: self.queue_size.with([name]),
                 queue_overflow: self.queue_overflow.with(["agent", name]),
+                write_drain: None,
             },
         }
     }

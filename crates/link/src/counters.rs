@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 
 use crate::budget::Budget;
 
@@ -19,6 +20,10 @@ pub struct FlowCounters {
     pub inbox_bytes: Gauge,
     /// Version 1 flows reset because their queue ran over.
     pub queue_overflow: Counter,
+    /// How long bytes waited that their socket did not take at once, in seconds; the second one is
+    /// for the last bytes of a flow. Bytes that it took are not counted, which keeps this off the
+    /// fast path.
+    pub write_drain: Option<[Histogram; 2]>,
 }
 
 /// Counts of all flows and links of a process.

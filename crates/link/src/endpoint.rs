@@ -139,6 +139,8 @@ impl SocketFlow {
                 epoch: 0,
                 detached_ms: Some(engine.now_ms()),
                 blocked_ms: None,
+                stalled_ms: None,
+                fin_given: false,
                 waiting: false,
                 owing: false,
                 borrowed: 0,

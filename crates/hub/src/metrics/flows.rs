@@ -147,7 +147,7 @@ impl FlowMetrics {
             ),
             write_drain: r.histograms(
                 "nowconnect_write_drain_seconds",
-                "How long bytes from an agent waited for the client's socket, in seconds; phase is data or close",
+                "How long bytes waited that the client's socket did not take at once, in seconds; phase is data, or close for the last ones of a flow",
                 ["connector", "phase"],
                 latency,
             ),
@@ -244,6 +244,7 @@ impl ConnectorMetrics {
             bytes_a2c: self.bytes_a2c.clone(),
             inbox_bytes: self.queue_size.clone(),
             queue_overflow: self.queue_overflow[0].clone(),
+            write_drain: Some(self.write_drain.clone()),
         }
     }
 
@@ -255,16 +256,6 @@ impl ConnectorMetrics {
     /// Flows reset because the queue towards the agent was full.
     pub fn overflow_to_agent(&self) -> &Counter {
         &self.queue_overflow[1]
-    }
-
-    /// Seconds that data waited for the client's socket.
-    pub fn write_drain_data(&self) -> &Histogram {
-        &self.write_drain[0]
-    }
-
-    /// Seconds that the last bytes of a flow waited for the client's socket.
-    pub fn write_drain_close(&self) -> &Histogram {
-        &self.write_drain[1]
     }
 
     /// Decisions to allow.

@@ -4,7 +4,8 @@ use nowconnect_proto::Reason;
 use nowconnect_testkit::pattern::Pattern;
 use nowconnect_testkit::raw_tunnel::{RawTunnel, payload};
 use nowconnect_testkit::transfer::{self, End};
-use tokio::io::AsyncWriteExt;
+use nowconnect_testkit::{anyhow, wait};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::agent::Process;
 use crate::rig::Rig;
@@ -128,9 +129,7 @@ async fn a_flow_goes_on_when_its_agent_comes_back() {
     assert_eq!(rig.hub.tunnels().orphans().count(), 1);
     let agent = rig.tunnel(&process).await;
     let mut back = vec![0; 1000];
-    tokio::io::AsyncReadExt::read_exact(&mut client, &mut back)
-        .await
-        .unwrap();
+    client.read_exact(&mut back).await.unwrap();
     Pattern(1).check(1000, &back).unwrap();
     rig.wait_metric(
         "nowconnect_flow_resumes_total",
@@ -209,6 +208,37 @@ async fn an_idle_flow_ends() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_read_is_seen() {
+    let rig = Rig::start().await;
+    let process = Process::new("site-1", 1).await;
+    let _agent = rig.tunnel(&process).await;
+    let (mut read, mut write) = rig.client().await.into_split();
+    let sent = Pattern(1).bytes(0, 32 << 20);
+    let writing = tokio::spawn(async move {
+        write.write_all(&sent).await.unwrap();
+        write.shutdown().await.unwrap();
+    });
+    wait::until("bytes to wait", async || {
+        let waiting = rig.scrape().await.sum("nowconnect_inbound_queue_size", &[]);
+        anyhow::ensure!(waiting > 0.0, "none do");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let mut back = Vec::new();
+    wait::within("the echo", read.read_to_end(&mut back))
+        .await
+        .unwrap()
+        .unwrap();
+    Pattern(1).check(0, &back).unwrap();
+    writing.await.unwrap();
+    rig.wait_flows(0).await;
+    let scrape = rig.scrape().await;
+    assert_eq!(scrape.sum("nowconnect_inbound_queue_size", &[]), 0.0);
+    assert!(scrape.sum("nowconnect_write_drain_seconds_count", &[]) >= 1.0);
+}
+
+#[tokio::test]
 async fn a_version_1_agent_serves_clients() {
     let rig = Rig::start().await;
     let token = rig.issuer.token("old-1").unwrap();
@@ -223,9 +253,7 @@ async fn a_version_1_agent_serves_clients() {
     assert_eq!(payload(&data).unwrap(), b"hello");
     agent.send_data(&cid, 0, b"world").await.unwrap();
     let mut answer = [0; 5];
-    tokio::io::AsyncReadExt::read_exact(&mut client, &mut answer)
-        .await
-        .unwrap();
+    client.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"world");
     drop(agent);
     assert_eq!(

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use nowconnect_proto::flow::Side;
 use nowconnect_proto::{FlowId, Frame, Reason};
@@ -156,6 +157,18 @@ impl SocketFlow {
         if shown != state.shown {
             self.counters.inbox_bytes.inc_by(shown - state.shown);
             state.shown = shown;
+        }
+        self.note_drained(state, left, now_ms);
+    }
+
+    fn note_drained(&self, state: &mut State, left: usize, now_ms: u64) {
+        if left > 0 {
+            state.stalled_ms.get_or_insert(now_ms);
+        } else if let Some(since) = state.stalled_ms.take()
+            && let Some(phases) = &self.counters.write_drain
+        {
+            let waited = Duration::from_millis(now_ms.saturating_sub(since));
+            phases[usize::from(state.fin_given)].observe(waited.as_secs_f64());
         }
     }
 

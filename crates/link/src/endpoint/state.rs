@@ -24,6 +24,10 @@ pub(super) struct State {
     pub(super) detached_ms: Option<u64>,
     /// When the flow began to wait for credit, in milliseconds.
     pub(super) blocked_ms: Option<u64>,
+    /// When bytes began to wait for the socket, in milliseconds.
+    pub(super) stalled_ms: Option<u64>,
+    /// The socket's writing half was shut down.
+    pub(super) fin_given: bool,
     /// In its link's list of flows that wait for room to write.
     pub(super) waiting: bool,
     /// In its link's list of flows that owe an acknowledgement.
@@ -91,7 +95,10 @@ impl State {
         if self.flow.fin_due() {
             match Pin::new(socket).poll_shutdown(cx) {
                 // The peer of this socket may be gone already; then reading tells.
-                Poll::Ready(_) => self.flow.fin_handed(),
+                Poll::Ready(_) => {
+                    self.flow.fin_handed();
+                    self.fin_given = true;
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }
