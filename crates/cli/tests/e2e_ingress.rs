@@ -37,11 +37,10 @@ async fn nginx(lab: &Lab, listen: SocketAddr, hub: SocketAddr) -> Result<Process
     let config = lab.write("nginx.conf", &config)?;
     let mut command = Command::new(program::find("nginx", "nginx-light")?);
     let mut nginx = Process::spawn("nginx", command.args(["-c", &config]), lab.dir())?;
-    until("nginx to listen", async || {
-        nginx.check_alive()?;
+    let up = until("nginx to listen", async || {
         Ok(TcpStream::connect(listen).await?)
-    })
-    .await?;
+    });
+    nginx.while_alive(up).await?;
     Ok(nginx)
 }
 

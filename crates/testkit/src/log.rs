@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::wait::DEADLINE;
 
@@ -24,6 +24,7 @@ struct Shared {
     copy: Mutex<File>,
     lines: Mutex<Vec<String>>,
     count: watch::Sender<usize>,
+    followed: watch::Sender<usize>,
 }
 
 /// A place in a [`Log`]: what was printed before it is of no interest.
@@ -46,6 +47,7 @@ impl Log {
             copy: Mutex::new(copy.with_context(|| file.display().to_string())?),
             lines: Mutex::default(),
             count: watch::Sender::new(0),
+            followed: watch::Sender::new(0),
         })))
     }
 
@@ -53,11 +55,24 @@ impl Log {
     /// because a test is busy.
     pub fn follow(&self, output: impl Read + Send + 'static) {
         let log = self.clone();
+        log.0.followed.send_modify(|outputs| *outputs += 1);
         std::thread::spawn(move || {
             for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
                 log.push(String::from_utf8_lossy(&line).into_owned());
             }
+            log.0.followed.send_modify(|outputs| *outputs -= 1);
         });
+    }
+
+    /// Waits until every followed output has ended, as it does with its process.
+    pub async fn wait_end(&self) {
+        let mut followed = self.0.followed.subscribe();
+        // A grandchild may hold an output open for longer: then what is there must do.
+        let _ = timeout(
+            Duration::from_secs(2),
+            followed.wait_for(|outputs| *outputs == 0),
+        )
+        .await;
     }
 
     fn push(&self, line: String) {

@@ -61,12 +61,10 @@ impl Postgres {
             _dir: dir,
             addr,
         };
-        until("PostgreSQL to answer", async || {
-            server.process.check_alive()?;
-            let mut ask = server.client("psql", server.addr)?;
-            program::succeed(ask.args(["-c", "select 1"])).await
-        })
-        .await?;
+        let up = until("PostgreSQL to answer", async || {
+            program::succeed(client("psql", addr)?.args(["-c", "select 1"])).await
+        });
+        server.process.while_alive(up).await?;
         Ok(server)
     }
 
@@ -80,16 +78,20 @@ impl Postgres {
     /// # Errors
     /// When the client is not installed.
     pub fn client(&self, program: &str, addr: SocketAddr) -> Result<Command> {
-        let mut command = Command::new(program::find(program, "postgresql-contrib")?);
-        let (host, port) = (addr.ip().to_string(), addr.port().to_string());
-        command
-            .args(["-h", &host, "-p", &port, "-U", USER])
-            .env("PGCONNECT_TIMEOUT", "30");
-        if program == "psql" {
-            command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1"]);
-        }
-        Ok(command)
+        client(program, addr)
     }
+}
+
+fn client(program: &str, addr: SocketAddr) -> Result<Command> {
+    let mut command = Command::new(program::find(program, "postgresql-contrib")?);
+    let (host, port) = (addr.ip().to_string(), addr.port().to_string());
+    command
+        .args(["-h", &host, "-p", &port, "-U", USER])
+        .env("PGCONNECT_TIMEOUT", "30");
+    if program == "psql" {
+        command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1"]);
+    }
+    Ok(command)
 }
 
 impl Drop for Postgres {

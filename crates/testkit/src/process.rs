@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use tokio::process::{Child, Command};
 
 use crate::log::Log;
@@ -87,7 +87,10 @@ impl Process {
     /// When it still runs at the deadline.
     pub async fn wait_exit(&mut self) -> Result<ExitStatus> {
         match within("the process to end", self.child.wait()).await {
-            Ok(status) => Ok(status?),
+            Ok(status) => {
+                self.log.wait_end().await;
+                Ok(status?)
+            }
             Err(error) => Err(error.context(self.log.tail())),
         }
     }
@@ -99,13 +102,24 @@ impl Process {
     pub fn check_alive(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(status) => bail!(
-                "ended with code {:?}, signal {:?}; its log ends:\n{}",
-                status.code(),
-                status.signal(),
-                self.log.tail()
-            ),
+            Some(status) => Err(ended(status).context(self.log.tail())),
         }
+    }
+
+    /// Runs `work`, unless the process ends before it does.
+    ///
+    /// # Errors
+    /// When the process ends, or `work` fails: with the end of the log.
+    pub async fn while_alive<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let done = tokio::select! {
+            biased;
+            status = self.child.wait() => {
+                self.log.wait_end().await;
+                Err(ended(status?))
+            }
+            done = work => done,
+        };
+        done.with_context(|| format!("its log ends:\n{}", self.log.tail()))
     }
 
     /// Kills it without warning and waits until it is gone.
@@ -151,4 +165,12 @@ impl Process {
             .map(|field| field.parse::<u64>());
         ticks.sum::<Result<u64, _>>().context("no ticks")
     }
+}
+
+fn ended(status: ExitStatus) -> anyhow::Error {
+    anyhow!(
+        "ended with code {:?}, signal {:?}",
+        status.code(),
+        status.signal()
+    )
 }

@@ -54,11 +54,10 @@ impl Slapd {
             .arg(&config)
             .args(["-h", &format!("ldap://{addr}"), "-d", "0"]);
         let mut process = Process::spawn("slapd", &mut serve, dir.path())?;
-        until("slapd to listen", async || {
-            process.check_alive()?;
+        let up = until("slapd to listen", async || {
             Ok(TcpStream::connect(addr).await?)
-        })
-        .await?;
+        });
+        process.while_alive(up).await?;
         Ok(Self {
             _process: process,
             dir,

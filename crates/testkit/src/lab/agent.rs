@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -169,15 +169,12 @@ impl Agent {
     /// When the process ends or does not get there.
     pub async fn wait_ready(&mut self) -> Result<()> {
         let health = self.health;
-        let process = &mut self.process;
         let ready = until("the agent to be ready", async || {
-            let answer = http::get(health, "/readyz").await;
-            process.check_alive()?;
-            let answer = answer?;
+            let answer = http::get(health, "/readyz").await?;
             ensure!(answer.status == 200, "{answer:?}");
             Ok(())
         });
-        ready.await.with_context(|| self.process.log().tail())
+        self.process.while_alive(ready).await
     }
 
     /// Where the agent answers about its health.

@@ -151,15 +151,12 @@ impl Hub {
     /// When the process ends or does not get there.
     pub async fn wait_ready(&mut self) -> Result<()> {
         let addr = self.http_addr()?;
-        let process = &mut self.process;
         let ready = until("the hub to be ready", async || {
-            let answer = http::get(addr, "/readyz").await;
-            process.check_alive()?;
-            let answer = answer?;
+            let answer = http::get(addr, "/readyz").await?;
             ensure!(answer.status == 200, "{answer:?}");
             Ok(())
         });
-        ready.await.with_context(|| self.process.log().tail())
+        self.process.while_alive(ready).await
     }
 
     fn config_port(&self, path: &str) -> Result<u16> {
