@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nowconnect_testkit::lab::{Hub, Lab};
+use nowconnect_testkit::lab::Lab;
 use nowconnect_testkit::pattern::Pattern;
 use nowconnect_testkit::target::Target;
 use nowconnect_testkit::transfer::echo;
 use nowconnect_testkit::wait::within;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 const FLOWS: usize = 2000;
@@ -67,7 +68,7 @@ async fn heavy_2000_clients_that_stop_reading_stay_within_the_budget() -> Result
 
     // Nothing was lost while they stalled, and each can go on.
     for index in [0, FLOWS / 2, FLOWS - 1] {
-        let mut bytes = vec![0; 1_000_000];
+        let mut bytes = vec![0; 200_000];
         let client = stalled.get_mut(index).context("a stalled client")?;
         within("a stalled flow", client.read_exact(&mut bytes)).await??;
         Pattern(4).check(0, &bytes)?;
@@ -81,7 +82,7 @@ async fn open_slowly(listener: SocketAddr) -> Result<Vec<TcpStream>> {
     for _ in 0..FLOWS {
         let socket = TcpSocket::new_v4()?;
         // A small window, so that the bytes wait in the tunnel and not in this kernel.
-        socket.set_recv_buffer_size(4096)?;
+        socket.set_recv_buffer_size(16 * 1024)?;
         clients.push(within("a client", socket.connect(listener)).await??);
     }
     Ok(clients)
@@ -102,10 +103,16 @@ async fn heavy_targets_that_stop_reading_stay_within_the_budget() -> Result<()> 
         .set("limits.memory_budget_mb", BUDGET_MB);
     let agent = agent.start().await?;
     let (hub_before, agent_before) = (hub.resident_bytes()?, agent.resident_bytes()?);
-    let mut pushing = Vec::new();
+    let mut pushing = JoinSet::new();
     for _ in 0..300 {
-        pushing.push(push_until_stalled(&hub).await?);
+        let client = hub.connect("stalled").await?;
+        pushing.spawn(push_until_stalled(client));
     }
+    let pushing = pushing
+        .join_all()
+        .await
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
     echo(&mut hub.connect("echo").await?, Pattern(1), 0, 100_000).await?;
     let bound = (BUDGET_MB << 20) + 300 * (PER_FLOW_KIB << 10);
     let (hub_grown, agent_grown) = (
@@ -123,12 +130,11 @@ async fn heavy_targets_that_stop_reading_stay_within_the_budget() -> Result<()> 
 }
 
 /// Writes until nobody takes more.
-async fn push_until_stalled(hub: &Hub) -> Result<TcpStream> {
-    let mut client = hub.connect("stalled").await?;
+async fn push_until_stalled(mut client: TcpStream) -> Result<TcpStream> {
     socket2::SockRef::from(&client).set_send_buffer_size(4096)?;
     let chunk = vec![7; 64 * 1024];
     let mut total = 0;
-    while let Ok(wrote) = timeout(Duration::from_millis(100), client.write(&chunk)).await {
+    while let Ok(wrote) = timeout(Duration::from_secs(2), client.write(&chunk)).await {
         total += wrote?;
         ensure!(
             total < 64 << 20,

@@ -7,7 +7,7 @@ use nowconnect_testkit::pattern::Pattern;
 use nowconnect_testkit::ports;
 use nowconnect_testkit::program;
 use nowconnect_testkit::target::Target;
-use nowconnect_testkit::transfer::{echo, read_to_end};
+use nowconnect_testkit::transfer::echo;
 use nowconnect_testkit::wait::until;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
@@ -111,8 +111,7 @@ async fn limits_and_networks_change_live_and_what_cannot_is_named() -> Result<()
     hub.rewrite("limits.max_conn_total", 1)?;
     hub.reload().await?;
     hub.log().wait_event_since("config_reloaded", mark).await?;
-    let (bytes, _) = read_to_end(&mut hub.connect("echo").await?).await?;
-    assert!(bytes.is_empty(), "a second connection was served");
+    hub.turns_away("echo").await?;
     echo(&mut client, Pattern(1), 1000, 1000).await?;
 
     let mark = hub.log().mark();

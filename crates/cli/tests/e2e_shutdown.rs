@@ -104,8 +104,7 @@ async fn an_agent_that_is_told_to_stop_leaves_in_good_order() -> Result<()> {
     let status = agent.process().wait_exit().await?;
     assert!(status.success(), "{status:?}");
     hub.wait_agents(0).await?;
-    let (bytes, _) = read_to_end(&mut hub.connect("echo").await?).await?;
-    assert!(bytes.is_empty());
+    hub.turns_away("echo").await?;
     hub.log()
         .wait_event("no_agent_for_connector")
         .await

@@ -82,25 +82,37 @@ async fn a_certificate_that_does_not_verify_is_refused_and_the_agent_keeps_tryin
     hub.wait_agents(0).await
 }
 
+/// Nobody is there (RFC 5737), and it is not this machine, which is never reached by a proxy.
+const FAR: &str = "192.0.2.1:443";
+
+fn far_agent<'a>(lab: &'a Lab, server: &Target) -> AgentPlan<'a> {
+    let ca = lab.path("ca.pem").display().to_string();
+    let site = lab
+        .agent("site-1")
+        .target("echo", server.addr())
+        .env("NC_CA_BUNDLE", &ca);
+    site.url(&format!("wss://{FAR}/tunnel"))
+}
+
 #[tokio::test]
 async fn a_proxy_with_credentials_leads_out() -> Result<()> {
     let (lab, server) = (lab()?, Target::echo().await?);
     let hub = tls_hub(&lab).await?;
-    let proxy = ConnectProxy::start(Some("us er:p@ss:word")).await?;
+    let proxy = ConnectProxy::start(hub.tunnel_addr()?, Some("us er:p@ss:word")).await?;
     let url = format!("http://us%20er:p%40ss%3Aword@{}", proxy.addr());
-    let site = agent(&lab, &hub, &server)?
+    let site = far_agent(&lab, &server)
         .env("NC_TRUST_ENV", "true")
         .env("HTTPS_PROXY", &url);
     let site = site.start().await?;
     echo(&mut hub.connect("echo").await?, Pattern(1), 0, 100_000).await?;
-    assert_eq!(proxy.asked(), [hub.tunnel_addr()?.to_string()]);
+    assert_eq!(proxy.asked(), [FAR]);
     assert!(
         !site.log().text().contains("p%40ss"),
         "the proxy's password was logged"
     );
     drop(site);
 
-    let site = agent(&lab, &hub, &server)?
+    let site = far_agent(&lab, &server)
         .set("proxy.https_proxy", url)
         .start()
         .await?;
@@ -114,23 +126,26 @@ async fn a_proxy_with_credentials_leads_out() -> Result<()> {
 async fn a_plain_tunnel_takes_the_plain_proxy() -> Result<()> {
     let (lab, server) = (lab()?, Target::echo().await?);
     let hub = lab.hub("hub-a").listener("echo").start().await?;
-    let proxy = ConnectProxy::start(None).await?;
-    let site = lab.agent("site-1").target("echo", server.addr()).to(&hub);
-    let site = site.env("NC_TRUST_ENV", "true");
-    let site = site.env("HTTP_PROXY", &format!("http://{}", proxy.addr()));
-    let _site = site.start().await?;
+    let proxy = ConnectProxy::start(hub.tunnel_addr()?, None).await?;
+    let site = far_agent(&lab, &server)
+        .url("ws://192.0.2.1/tunnel")
+        .env("NC_TRUST_ENV", "true");
+    let site = site
+        .env("HTTP_PROXY", &format!("http://{}", proxy.addr()))
+        .start()
+        .await?;
     echo(&mut hub.connect("echo").await?, Pattern(1), 0, 1000).await?;
-    assert_eq!(proxy.asked().len(), 1);
+    assert_eq!(proxy.asked(), ["192.0.2.1:80"]);
+    drop(site);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_refusing_proxy_is_diagnosed() -> Result<()> {
     let (lab, server) = (lab()?, Target::echo().await?);
-    let hub = tls_hub(&lab).await?;
-    let proxy = ConnectProxy::start(Some("user:password")).await?;
+    let proxy = ConnectProxy::start(server.addr(), Some("user:password")).await?;
     let url = format!("http://user:wrong@{}", proxy.addr());
-    let site = agent(&lab, &hub, &server)?
+    let site = far_agent(&lab, &server)
         .env("NC_TRUST_ENV", "true")
         .env("HTTPS_PROXY", &url);
     let site = site.spawn()?;
@@ -149,23 +164,23 @@ async fn a_refusing_proxy_is_diagnosed() -> Result<()> {
 async fn the_proxy_of_the_environment_is_used_only_when_trusted_and_not_for_exceptions()
 -> Result<()> {
     let (lab, server) = (lab()?, Target::echo().await?);
-    let hub = tls_hub(&lab).await?;
-    let proxy = ConnectProxy::start(None).await?;
+    let proxy = ConnectProxy::start(server.addr(), None).await?;
     let url = format!("http://{}", proxy.addr());
-    drop(
-        agent(&lab, &hub, &server)?
-            .env("HTTPS_PROXY", &url)
-            .start()
-            .await?,
-    );
-    let site = agent(&lab, &hub, &server)?
-        .env("NC_TRUST_ENV", "true")
-        .env("HTTPS_PROXY", &url);
-    drop(
-        site.env("NO_PROXY", "example.org,127.0.0.1")
-            .start()
-            .await?,
-    );
+    let cases = [
+        ("false", ""),
+        ("true", "example.org,192.0.2.1"),
+        ("true", "192.0.2.0/24"),
+    ];
+    for (index, (trust, exceptions)) in cases.into_iter().enumerate() {
+        let site = far_agent(&lab, &server).instance(&format!("case-{index}"));
+        let site = site.env("NC_TRUST_ENV", trust).env("HTTPS_PROXY", &url);
+        let site = site.env("NO_PROXY", exceptions).spawn()?;
+        let tried =
+            |line: &str| (line.contains("WARN") && line.contains("192.0.2.1")).then_some(());
+        site.log()
+            .wait_line("word of a failure", Mark::default(), DEADLINE, tried)
+            .await?;
+    }
     assert!(proxy.asked().is_empty(), "{:?}", proxy.asked());
     Ok(())
 }

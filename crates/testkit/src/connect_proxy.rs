@@ -1,4 +1,5 @@
-//! A corporate HTTP proxy: CONNECT with Basic credentials, nothing else.
+//! A corporate HTTP proxy: CONNECT with Basic credentials, nothing else. Whatever it is asked for, it
+//! leads to one server, so that tests need no name service.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,29 +20,29 @@ const DENIED: &[u8] = b"HTTP/1.1 407 Proxy Authentication Required\r\n\
 /// The proxy; remembers the authorities that it was asked for.
 #[derive(Debug)]
 pub struct ConnectProxy {
-    server: Target,
+    proxy: Target,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl ConnectProxy {
-    /// Starts a proxy that wants these credentials (`user:password`), or none.
+    /// Starts a proxy to `server` that wants these credentials (`user:password`), or none.
     ///
     /// # Errors
     /// When no port can be bound.
-    pub async fn start(credentials: Option<&str>) -> Result<Self> {
+    pub async fn start(server: SocketAddr, credentials: Option<&str>) -> Result<Self> {
         let wanted = credentials.map(|pair| format!("Basic {}", STANDARD.encode(pair)));
         let asked = Arc::new(Mutex::default());
         let log = Arc::clone(&asked);
-        let server = Target::serve(move |stream| connect(stream, wanted.clone(), log.clone()));
+        let proxy = Target::serve(move |near| connect(near, server, wanted.clone(), log.clone()));
         Ok(Self {
-            server: server.await?,
+            proxy: proxy.await?,
             asked,
         })
     }
 
     /// Where the proxy listens.
     pub fn addr(&self) -> SocketAddr {
-        self.server.addr()
+        self.proxy.addr()
     }
 
     /// The authorities of all CONNECT requests so far, granted or not.
@@ -52,6 +53,7 @@ impl ConnectProxy {
 
 async fn connect(
     mut near: TcpStream,
+    server: SocketAddr,
     wanted: Option<String>,
     asked: Arc<Mutex<Vec<String>>>,
 ) -> io::Result<u64> {
@@ -76,7 +78,7 @@ async fn connect(
         near.write_all(DENIED).await?;
         return Ok(0);
     }
-    let mut far = TcpStream::connect(authority).await?;
+    let mut far = TcpStream::connect(server).await?;
     near.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
         .await?;
     copy_bidirectional(&mut near, &mut far)

@@ -141,8 +141,8 @@ impl Lab {
         Ok(path.display().to_string())
     }
 
-    /// A CA (`ca.pem`) and a certificate of it for 127.0.0.1 and `localhost` (`server.crt`,
-    /// `server.key`).
+    /// A CA (`ca.pem`) and a certificate of it (`server.crt`, `server.key`) for 127.0.0.1,
+    /// `localhost` and 192.0.2.1, an address where nobody is (RFC 5737).
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -162,7 +162,7 @@ pub(crate) fn write_certificates(dir: &Path) -> Result<()> {
     let ca_cert = params.self_signed(&ca_key)?;
     let ca = Ca::new(params, ca_key);
 
-    let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+    let names = ["localhost", "127.0.0.1", "192.0.2.1"].map(str::to_owned);
     let mut params = CertificateParams::new(names)?;
     params
         .distinguished_name

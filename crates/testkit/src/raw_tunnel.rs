@@ -46,8 +46,9 @@ impl RawTunnel {
         let stream = TcpStream::connect(hub).await?;
         stream.set_nodelay(true)?;
         let (socket, answer) = within("the upgrade", client_async(request, stream)).await??;
+        let agreed = answer.headers().get("sec-websocket-protocol");
         ensure!(
-            !answer.headers().contains_key("sec-websocket-protocol"),
+            agreed.map(|value| value.as_bytes()) == protocol.map(str::as_bytes),
             "{answer:?}"
         );
         Ok(Self { socket })
@@ -112,11 +113,12 @@ impl RawTunnel {
     /// # Errors
     /// When the hub closes, or says nothing in time.
     pub async fn receive(&mut self) -> Result<Value> {
+        within("a frame of the hub", self.next()).await?
+    }
+
+    async fn next(&mut self) -> Result<Value> {
         loop {
-            match within("a frame of the hub", self.socket.next())
-                .await?
-                .context("hub is gone")??
-            {
+            match self.socket.next().await.context("the hub is gone")?? {
                 Message::Text(text) => return Ok(serde_json::from_str(&text)?),
                 Message::Ping(_) | Message::Pong(_) => {}
                 other => bail!("not a version 1 frame: {other:?}"),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use nowconnect_link::session::{Carrier, CarrierError, LinkClosed, LinkConfig, Peer, Role, start};
 use nowconnect_link::stream::Stream;
 use nowconnect_link::upgrade::{Pending, Upgraded};
@@ -73,6 +74,7 @@ impl Turned {
 /// A HELLO that was judged.
 struct Admitted {
     hello: Hello,
+    ack: Bytes,
     exports: Vec<String>,
     rejected: Vec<Rejected>,
     lease: Lease,
@@ -151,12 +153,9 @@ impl Newcomer {
         };
         let lease = self.tunnels.registry.claim(claim).await?;
         let ack = self.acknowledgement(lease.epoch()).encode()?;
-        carrier
-            .send(Frame::HelloAck(ack.into()))
-            .await
-            .map_err(CarrierError::Io)?;
         Ok(Admitted {
             hello,
+            ack: ack.into(),
             exports,
             rejected,
             lease,
@@ -206,6 +205,7 @@ impl Newcomer {
     async fn attend(self, carrier: Carrier<Stream>, admitted: Admitted) {
         let Admitted {
             hello,
+            ack,
             exports,
             rejected,
             lease,
@@ -234,6 +234,9 @@ impl Newcomer {
             ping_timeout: terms.ping_timeout,
         };
         let (link, driver) = start(carrier, &config, &tunnels.engine, Arc::new(mailbox));
+        // First in the queue, and written only once the directory knows the tunnel: an agent that
+        // is told it is ready can be reached.
+        link.send(Frame::HelloAck(ack));
         report_rejected(&link, &identity.agent_id, &exports, rejected);
         let parts = Parts {
             identity,

@@ -1,6 +1,7 @@
 //! A hub process.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use tokio::process::Command;
 use super::{Lab, set, write_config};
 use crate::metrics::Scrape;
 use crate::process::{Process, Signal};
+use crate::transfer::read_to_end;
 use crate::wait::{until, within};
 use crate::{http, ports};
 
@@ -213,6 +215,22 @@ impl Hub {
         let stream = stream.with_context(|| format!("listener {listener} at {addr}"))?;
         stream.set_nodelay(true)?;
         Ok(stream)
+    }
+
+    /// Waits until a client that connects has been turned away without a byte.
+    ///
+    /// # Errors
+    /// When nobody listens, or the client is served.
+    pub async fn turns_away(&self, listener: &str) -> Result<()> {
+        let refused = within(listener, TcpStream::connect(self.listener_addr(listener)?)).await?;
+        let bytes = match refused {
+            Ok(mut client) => read_to_end(&mut client).await?.0,
+            // The reset may be there before `connect` has returned.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        ensure!(bytes.is_empty(), "{} bytes came", bytes.len());
+        Ok(())
     }
 
     /// Scrapes `/metrics`.
