@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use nowconnect_link::session::{Carrier, CarrierError, LinkClosed, LinkConfig, Peer, Role, start};
 use nowconnect_link::stream::Stream;
 use nowconnect_link::upgrade::{Pending, Upgraded};
@@ -74,7 +73,6 @@ impl Turned {
 /// A HELLO that was judged.
 struct Admitted {
     hello: Hello,
-    ack: Bytes,
     exports: Vec<String>,
     rejected: Vec<Rejected>,
     lease: Lease,
@@ -153,9 +151,11 @@ impl Newcomer {
         };
         let lease = self.tunnels.registry.claim(claim).await?;
         let ack = self.acknowledgement(lease.epoch()).encode()?;
+        // Written only once the directory knows the tunnel: an agent that is told it is ready can
+        // be reached.
+        carrier.queue(Frame::HelloAck(ack.into()));
         Ok(Admitted {
             hello,
-            ack: ack.into(),
             exports,
             rejected,
             lease,
@@ -205,7 +205,6 @@ impl Newcomer {
     async fn attend(self, carrier: Carrier<Stream>, admitted: Admitted) {
         let Admitted {
             hello,
-            ack,
             exports,
             rejected,
             lease,
@@ -234,9 +233,6 @@ impl Newcomer {
             ping_timeout: terms.ping_timeout,
         };
         let (link, driver) = start(carrier, &config, &tunnels.engine, Arc::new(mailbox));
-        // First in the queue, and written only once the directory knows the tunnel: an agent that
-        // is told it is ready can be reached.
-        link.send(Frame::HelloAck(ack));
         report_rejected(&link, &identity.agent_id, &exports, rejected);
         let parts = Parts {
             identity,

@@ -117,8 +117,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
     /// # Errors
     /// The connection failed.
     pub async fn send(&mut self, frame: Frame) -> io::Result<()> {
-        self.wire.send(frame, 0, &mut self.out, &mut self.frames);
+        self.queue(frame);
         self.flush().await
+    }
+
+    /// Leaves one frame to whoever writes next: this carrier's [`send`](Self::send), or the driver
+    /// of the link that it becomes, before anything else.
+    pub fn queue(&mut self, frame: Frame) {
+        self.wire.send(frame, 0, &mut self.out, &mut self.frames);
     }
 
     /// Closes in order, with the reason.
