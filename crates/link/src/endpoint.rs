@@ -146,6 +146,7 @@ impl SocketFlow {
                 borrowed: 0,
                 shown: 0,
                 closed: false,
+                before: None,
                 on_closed: None,
             }),
         })

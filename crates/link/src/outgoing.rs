@@ -18,7 +18,7 @@ const COPY_BELOW: usize = 8 * 1024;
 /// A message of small frames is closed at this size.
 const MESSAGE_UP_TO: usize = 16 * 1024;
 /// No more frames are asked for while this much waits.
-const HIGH_WATER: usize = 128 * 1024;
+const HIGH_WATER: usize = 256 * 1024;
 /// Segments handed to one vectored write.
 const SLICES: usize = 32;
 

@@ -15,6 +15,8 @@ const MERGE_UP_TO: usize = 4096;
 pub struct ByteQueue {
     chunks: VecDeque<Bytes>,
     len: usize,
+    /// How many chunks, from the front, are copies of our own.
+    owned: usize,
 }
 
 impl ByteQueue {
@@ -68,6 +70,7 @@ impl ByteQueue {
             }
             n -= front.len();
             self.chunks.pop_front();
+            self.owned = self.owned.saturating_sub(1);
         }
         if self.chunks.is_empty() && self.chunks.capacity() > 2 * CHUNKS_AS_THEY_CAME {
             self.chunks = VecDeque::new();
@@ -91,12 +94,13 @@ impl ByteQueue {
         Bytes::new()
     }
 
-    /// Replaces the last chunk by a copy of its own, so that it no longer keeps the larger buffer
-    /// alive that it was cut from.
-    pub fn own_last(&mut self) {
-        if let Some(last) = self.chunks.back_mut() {
-            *last = Bytes::copy_from_slice(last);
+    /// Replaces the chunks that came since the last call by copies, so that they no longer keep
+    /// the larger buffers alive that they were cut from.
+    pub fn own(&mut self) {
+        for chunk in self.chunks.iter_mut().skip(self.owned) {
+            *chunk = Bytes::copy_from_slice(chunk);
         }
+        self.owned = self.chunks.len();
     }
 
     /// Drops everything.

@@ -235,9 +235,9 @@ impl Flow {
     }
 
     /// Makes what waits in the inbox independent of the buffer it was received in. To be called
-    /// when a frame's bytes stay behind.
+    /// when bytes of the frames at hand stay behind.
     pub fn settle(&mut self) {
-        self.inbox.own_last();
+        self.inbox.own();
     }
 
     /// The socket took the first `n` bytes of the inbox.

@@ -10,7 +10,7 @@ use nowconnect_proto::flow::Side;
 use nowconnect_proto::{FlowId, Frame, Reason};
 
 use super::SocketFlow;
-use super::state::State;
+use super::state::{Before, State};
 use crate::budget::MOST_WINDOW;
 use crate::session::Link;
 
@@ -18,38 +18,58 @@ use crate::session::Link;
 const FAST_WINDOW_MS: u64 = 20;
 
 impl SocketFlow {
-    /// A frame came over `link` for number `id`.
-    pub(crate) fn on_frame(self: &Arc<Self>, link: &Arc<Link>, id: FlowId, frame: Frame) {
-        let now_ms = self.engine.now_ms();
+    /// A frame came over `link` for number `id`. Returns whether this is the first of the frames at
+    /// hand for this flow: then [`SocketFlow::after_frames`] must follow the last.
+    pub(crate) fn on_frame(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        id: FlowId,
+        frame: Frame,
+        now_ms: u64,
+    ) -> bool {
         let mut state = self.state.lock();
         if state.id != id || state.closed || !self.is_carried_by(link) {
             self.engine.counters.epoch_mismatch.inc();
-            return;
+            return false;
         }
         if let Frame::Refuse { reason, .. } = frame {
             drop(state);
-            return self.on_refuse(reason);
+            self.on_refuse(reason);
+            return false;
         }
-        let was_opened = state.flow.is_opened();
-        let could_read = state.flow.room() > 0;
-        let result = self.apply(&mut state, frame, now_ms);
-        match result {
-            Ok(()) => self.flush_inbox(&mut state, now_ms, true),
-            Err(reason) => {
-                tracing::debug!(event = "flow_violation", cid = %self.cid, %reason);
-                state.flow.abort(reason);
-            }
+        let before = Before {
+            opened: state.flow.is_opened(),
+            could_read: state.flow.room() > 0,
+        };
+        if let Err(reason) = self.apply(&mut state, frame, now_ms) {
+            tracing::debug!(event = "flow_violation", cid = %self.cid, %reason);
+            state.flow.abort(reason);
         }
+        let first = state.before.is_none();
+        state.before.get_or_insert(before);
+        first
+    }
+
+    /// Gives the socket what the frames at hand brought, in one piece, and sees what follows.
+    pub(crate) fn after_frames(self: &Arc<Self>, link: &Arc<Link>, now_ms: u64) {
+        let mut state = self.state.lock();
+        if state.closed || !self.is_carried_by(link) {
+            return;
+        }
+        let Some(before) = state.before.take() else {
+            return;
+        };
+        self.flush_inbox(&mut state, now_ms, true);
         let ended = state.flow.ending().is_some();
         if ended {
             state.close_socket();
         }
         let over = state.flow.is_over();
         // A socket that could be read before is registered already, or has its turn coming.
-        let turn = state.flow.has_step() || (!could_read && state.flow.room() > 0);
+        let turn = state.flow.has_step() || (!before.could_read && state.flow.room() > 0);
         let owes = !state.owing && state.flow.owes_ack();
         state.owing |= owes;
-        let opened = !was_opened && state.flow.is_opened();
+        let opened = !before.opened && state.flow.is_opened();
         drop(state);
         if opened && self.side == Side::Origin {
             self.events.opened(self);

@@ -15,10 +15,7 @@ use super::state::State;
 use crate::session::Link;
 
 /// Bytes read from a socket at once at most; also a flow's share of a turn.
-const READ_SIZE: usize = 64 * 1024;
-/// From this size on a read's buffer is kept as it is; smaller reads are copied out of it, so that
-/// a few bytes that wait for their acknowledgement do not keep a large buffer alive.
-const KEEP_FROM: usize = READ_SIZE / 2;
+const READ_SIZE: usize = 256 * 1024;
 
 /// What a flow wants after its turn.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -180,7 +177,9 @@ impl SocketFlow {
                 self.active_ms
                     .store(self.engine.now_ms(), Ordering::Relaxed);
                 self.sent_counter().inc_by(n as u64);
-                state.flow.push(if n >= KEEP_FROM {
+                // A read that fills its buffer keeps it; what is smaller is copied out, so that a few
+                // bytes that wait for their acknowledgement do not keep a large buffer alive.
+                state.flow.push(if n >= scratch.capacity() / 2 {
                     scratch.split().freeze()
                 } else {
                     Bytes::copy_from_slice(scratch)

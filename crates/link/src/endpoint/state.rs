@@ -37,7 +37,16 @@ pub(super) struct State {
     /// What was added to `inbox_bytes`.
     pub(super) shown: i64,
     pub(super) closed: bool,
+    /// Frames were taken that [`SocketFlow::after_frames`](super::SocketFlow) has not followed.
+    pub(super) before: Option<Before>,
     pub(super) on_closed: Option<Waker>,
+}
+
+/// How a flow stood before the frames at hand.
+#[derive(Clone, Copy)]
+pub(super) struct Before {
+    pub(super) opened: bool,
+    pub(super) could_read: bool,
 }
 
 impl State {
@@ -46,6 +55,7 @@ impl State {
         self.epoch = epoch;
         self.detached_ms = None;
         self.waiting = false;
+        self.before = None;
         self.owing = false;
     }
 

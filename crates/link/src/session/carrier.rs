@@ -18,7 +18,7 @@ use crate::wire::{Wire, WireError};
 use crate::ws::{Decoder, Limits, Mask, Message, Opcode, Role, WsError};
 
 /// Room for reads: large enough that a bulk flow costs few system calls.
-const READ_BUFFER: usize = 128 * 1024;
+const READ_BUFFER: usize = 256 * 1024;
 /// A read is not worth a system call with less room than this.
 const LEAST_READ: usize = 16 * 1024;
 
@@ -167,25 +167,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
         }
     }
 
-    /// The next frame, reading only when no whole message is at hand.
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, CarrierError>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, CarrierError>> {
         loop {
             if let Some(frame) = self.next_frame()? {
                 return Poll::Ready(Ok(frame));
             }
-            if self.input.capacity() - self.input.len()
-                < LEAST_READ.max(self.decoder.missing(&self.input))
-            {
-                self.input.reserve(READ_BUFFER);
-            }
-            let n = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input))?;
-            if n == 0 {
-                return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
-            }
+            ready!(self.poll_read(cx))?;
         }
     }
 
-    fn next_frame(&mut self) -> Result<Option<Frame>, CarrierError> {
+    /// Reads once. Only to be called when [`Carrier::next_frame`] has no more.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CarrierError>> {
+        let room = self.input.capacity() - self.input.len();
+        // An empty buffer that nobody refers to is had again as a whole, for nothing.
+        if self.input.is_empty() || room < LEAST_READ.max(self.decoder.missing(&self.input)) {
+            self.input.reserve(READ_BUFFER);
+        }
+        let n = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input))?;
+        if n == 0 {
+            return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The next frame of what was read.
+    pub(super) fn next_frame(&mut self) -> Result<Option<Frame>, CarrierError> {
         loop {
             if let Some(frame) = self.frames.pop_front() {
                 return Ok(Some(frame));

@@ -27,8 +27,8 @@ use crate::ws::Opcode;
 
 /// Acknowledgements that can wait are sent after this time at the latest, in microseconds.
 const ACK_DELAY: u64 = 25_000;
-/// Frames taken in one round before flows and writes have their turn.
-const FRAMES_A_ROUND: usize = 256;
+/// Reads of the connection in one round before flows and writes have their turn.
+const READS_A_ROUND: usize = 4;
 /// Rounds before other tasks of the runtime have their turn.
 const ROUNDS_A_TURN: usize = 16;
 /// How long a closing link may take to say goodbye, in microseconds.
@@ -55,6 +55,8 @@ struct Driver<S> {
     beat_at: u64,
     /// The peer's latest ping; older ones need no answer.
     pong: Option<u64>,
+    /// Flows that got frames which are not all looked at yet.
+    touched: Vec<Arc<SocketFlow>>,
     /// Flows that were woken, being looked at.
     woken: VecDeque<Arc<SocketFlow>>,
     /// Flows that want a turn to write.
@@ -98,6 +100,7 @@ where
         ),
         beat_at: 0,
         pong: None,
+        touched: Vec::new(),
         woken: VecDeque::new(),
         waiting: VecDeque::new(),
         owing: Vec::new(),
@@ -247,20 +250,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     // ---- in -------------------------------------------------------------------------------------
 
     fn take_in(&mut self, cx: &mut Context<'_>, now: u64) -> bool {
-        for taken in 0..FRAMES_A_ROUND {
-            if self.input_over {
-                return taken > 0;
+        for reads in 0..READS_A_ROUND {
+            self.take_frames(now);
+            for flow in self.touched.drain(..) {
+                flow.after_frames(&self.link, now / 1000);
             }
-            match self.carrier.poll_frame(cx) {
-                Poll::Pending => return taken > 0,
-                Poll::Ready(Ok(frame)) => self.on_frame(frame, now),
+            if self.input_over {
+                return reads > 0;
+            }
+            match self.carrier.poll_read(cx) {
+                Poll::Pending => return reads > 0,
+                Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => self.failed(&error, now),
+            }
+        }
+        true
+    }
+
+    /// Hands out all frames that were read. What they bring goes to the sockets afterwards, in one
+    /// piece for each.
+    fn take_frames(&mut self, now: u64) {
+        while !self.input_over {
+            match self.carrier.next_frame() {
+                Ok(Some(frame)) => self.on_frame(frame, now),
+                Ok(None) => return,
+                Err(error) => self.failed(&error, now),
             }
             if let Some(kind) = self.carrier.offence.take() {
                 self.events.on_protocol_error(&self.link, kind);
             }
         }
-        true
     }
 
     fn on_frame(&mut self, frame: Frame, now: u64) {
@@ -270,7 +289,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             | Frame::Fin { id, .. }
             | Frame::Rst { id, .. }
             | Frame::OpenAck { id, .. }
-            | Frame::Refuse { id, .. } => self.on_flow_frame(id, frame),
+            | Frame::Refuse { id, .. } => self.on_flow_frame(id, frame, now),
             Frame::Ping(value) => self.pong = Some(value),
             Frame::Pong(value) => self.on_pong(value, self.engine.now_micros()),
             Frame::Open { id, open } if self.link.role == Role::Answerer => {
@@ -299,9 +318,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
     }
 
-    fn on_flow_frame(&mut self, id: FlowId, frame: Frame) {
+    fn on_flow_frame(&mut self, id: FlowId, frame: Frame, now: u64) {
         if let Some(flow) = self.link.flow(id) {
-            flow.on_frame(&self.link, id, frame);
+            if flow.on_frame(&self.link, id, frame, now / 1000) {
+                self.touched.push(flow);
+            }
         } else if !self.link.was_used(id) && !matches!(frame, Frame::Rst { .. }) {
             self.events.on_protocol_error(&self.link, "unknown_flow");
             self.link.send(Frame::Rst {
