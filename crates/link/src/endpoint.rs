@@ -219,6 +219,8 @@ impl SocketFlow {
                 state.move_to(link.home());
             }
             state.flow.connected();
+            // Whoever dialed has no more to wait for; the waker would keep its task's memory.
+            state.on_closed = None;
         }
         self.wake_by_ref();
     }
