@@ -209,7 +209,11 @@ async fn without_a_new_path_both_sockets_are_reset_when_the_grace_ends() -> Resu
         .start()
         .await?;
     let proxy = FaultProxy::start(hub.tunnel_addr()?).await?;
-    let _agent = lab.agent_for(&connectors).via(proxy.addr()).start().await?;
+    let agent = lab
+        .agent_for(&connectors)
+        .via(proxy.addr())
+        .set("limits.resume_grace_ms", 2000);
+    let _agent = agent.start().await?;
     let mut client = hub.connect("echo").await?;
     echo(&mut client, Pattern(1), 0, 1000).await?;
     proxy.refuse();

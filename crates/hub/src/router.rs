@@ -114,14 +114,17 @@ impl Router {
         });
     }
 
-    /// Ends what has been idle for too long, or without a path for longer than `grace`. Called in
-    /// short intervals.
+    /// Ends what has been idle for too long, or without a path for longer than `grace`, and flows
+    /// whose client left unnoticed. Called in short intervals.
     pub fn sweep(&self, grace: Duration) {
         let now_ms = self.engine.now_ms();
         let is_over = |since_ms: u64, limit| now_ms.saturating_sub(since_ms) >= millis(limit);
         self.end(|Entry { flow, client }| {
             if let Some(since) = flow.detached_ms() {
                 return is_over(since, grace).then_some(Reason::ResumeExpired);
+            }
+            if flow.has_failed_unread() {
+                return Some(Reason::SocketReset);
             }
             let limit = client.idle_limit()?;
             is_over(flow.active_ms(), limit).then_some(Reason::IdleTimeout)

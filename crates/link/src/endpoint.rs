@@ -194,6 +194,15 @@ impl SocketFlow {
         self.state.lock().detached_ms
     }
 
+    /// Whether the socket has failed while no room was left to read from it: its event loop says
+    /// nothing about a socket that is readable already.
+    #[must_use]
+    pub fn has_failed_unread(&self) -> bool {
+        let state = self.state.lock();
+        let failed = |socket: &TcpStream| !matches!(socket.take_error(), Ok(None));
+        state.flow.room() == 0 && state.socket.as_ref().is_some_and(failed)
+    }
+
     /// Bytes it holds in memory.
     #[must_use]
     pub fn held(&self) -> usize {

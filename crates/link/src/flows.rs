@@ -93,13 +93,14 @@ impl FlowTable {
             .collect()
     }
 
-    /// Ends flows that were idle for too long, and those whose path did not come back within
-    /// `grace`. To be called about once a second.
+    /// Ends flows that were idle for too long, those whose path did not come back within `grace`,
+    /// and those whose socket failed unnoticed. To be called about once a second.
     pub fn sweep(&self, grace: Duration) {
         let now = self.engine.now_ms();
         let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         let mut idle = Vec::new();
         let mut lost = Vec::new();
+        let mut failed = Vec::new();
         for entry in self.flows.lock().values() {
             let flow = &entry.flow;
             if flow
@@ -111,6 +112,8 @@ impl FlowTable {
                 && now.saturating_sub(flow.active_ms()) >= entry.idle_timeout
             {
                 idle.push(Arc::clone(flow));
+            } else if flow.has_failed_unread() {
+                failed.push(Arc::clone(flow));
             }
         }
         for flow in lost {
@@ -118,6 +121,9 @@ impl FlowTable {
         }
         for flow in idle {
             flow.abort(Reason::IdleTimeout);
+        }
+        for flow in failed {
+            flow.abort(Reason::SocketReset);
         }
         let mut ended = self.ended.lock();
         while ended

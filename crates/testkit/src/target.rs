@@ -116,6 +116,8 @@ impl Target {
     /// When no port can be bound.
     pub async fn source(stream_number: u32) -> Result<Self> {
         Self::serve(move |mut stream: TcpStream| async move {
+            // Thousands of endless streams must not use up what memory this kernel has for TCP.
+            let _ = socket2::SockRef::from(&stream).set_send_buffer_size(32 * 1024);
             let mut chunk = vec![0; 32 * 1024];
             for index in 0.. {
                 Pattern(stream_number).fill(index * chunk.len() as u64, &mut chunk);
