@@ -171,6 +171,10 @@ impl Visit for Fields {
         self.literal(field, value);
     }
 
+    fn record_u128(&mut self, field: &Field, value: u128) {
+        self.literal(field, value);
+    }
+
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.literal(field, value);
     }
@@ -288,10 +292,12 @@ mod tests {
     fn json_is_flat_with_ts_level_and_event_first() {
         let logged = lines(Shape::Json, || {
             tracing::info!(epoch = 7u64, event = "agent_connected", agent_id = %"a-1", audit = true);
+            tracing::info!(event = "goaway", deadline_ms = 30_000u128);
         });
-        let [line] = &logged[..] else {
+        let [line, wide] = &logged[..] else {
             panic!("{logged:?}")
         };
+        assert!(wide.ends_with("\"deadline_ms\":30000}\n"), "{wide}");
         let parsed: serde_json::Value = serde_json::from_str(line).unwrap();
         let ts = parsed["ts"].as_str().unwrap();
         assert!(
