@@ -5,7 +5,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
 /// Offences of agents that end their tunnel or a flow, in `nowconnect_protocol_errors_total`.
-const TUNNEL_OFFENCES: [&str; 12] = [
+const TUNNEL_OFFENCES: [&str; 18] = [
     "bad_hello",
     "bad_body",
     "unexpected_frame",
@@ -18,6 +18,12 @@ const TUNNEL_OFFENCES: [&str; 12] = [
     "too_long",
     "malformed",
     "wrong_flow",
+    "beyond_credit",
+    "after_fin",
+    "offset_gap",
+    "bad_ack",
+    "json",
+    "seq",
 ];
 /// Offences of HTTP clients.
 const HTTP_OFFENCES: [&str; 2] = ["bad_request", "header_timeout"];

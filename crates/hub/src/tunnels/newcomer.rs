@@ -217,11 +217,11 @@ impl Newcomer {
         } = self;
         let version = if carrier.is_v1() { 1 } else { 2 };
         let (control, mail) = mpsc::channel(MAILBOX);
-        let mailbox = Mailbox {
-            agent_id: identity.agent_id.as_str().into(),
-            metrics: tunnels.metrics.clone(),
+        let mailbox = Mailbox::new(
+            identity.agent_id.as_str().into(),
+            tunnels.metrics.clone(),
             control,
-        };
+        );
         let config = LinkConfig {
             role: Role::Opener,
             peer: Peer {

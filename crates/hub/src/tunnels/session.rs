@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use nowconnect_link::endpoint::SocketFlow;
+use nowconnect_link::quiet::Quiet;
 use nowconnect_link::session::{Link, LinkEvents};
 use nowconnect_proto::frame::{Frame, Open};
 use nowconnect_proto::hello::{Body, Instance, Rejected, Token, TokenAck, Update, UpdateAck};
@@ -261,24 +263,43 @@ impl Session {
 
 /// Takes what the link's driver hears and must not wait for.
 pub(super) struct Mailbox {
-    pub(super) agent_id: Arc<str>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) control: mpsc::Sender<Frame>,
+    agent_id: Arc<str>,
+    metrics: Arc<Metrics>,
+    control: mpsc::Sender<Frame>,
+    /// An agent may offend with every frame that it sends: not each is worth a line.
+    quiet: Quiet,
+    /// The link was told to close; what else was on its way is no further offence.
+    closing: AtomicBool,
 }
 
 impl Mailbox {
+    pub(super) fn new(
+        agent_id: Arc<str>,
+        metrics: Arc<Metrics>,
+        control: mpsc::Sender<Frame>,
+    ) -> Self {
+        Self {
+            agent_id,
+            metrics,
+            control,
+            quiet: Quiet::default(),
+            closing: AtomicBool::new(false),
+        }
+    }
+
     fn count(&self, kind: &str) {
-        self.metrics
-            .tunnels
-            .protocol_errors
-            .with(["tunnel", kind])
-            .inc();
-        tracing::warn!(event = "protocol_error", agent_id = %self.agent_id, kind);
+        let errors = &self.metrics.tunnels.protocol_errors;
+        errors.with(["tunnel", kind]).inc();
+        if let Some(suppressed) = self.quiet.pass() {
+            tracing::warn!(event = "protocol_error", agent_id = %self.agent_id, kind, suppressed);
+        }
     }
 
     fn violated(&self, link: &Link, kind: &str) {
-        self.count(kind);
-        link.close(Reason::ProtocolError);
+        if !self.closing.swap(true, Ordering::Relaxed) {
+            self.count(kind);
+            link.close(Reason::ProtocolError);
+        }
     }
 }
 

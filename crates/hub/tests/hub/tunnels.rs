@@ -4,6 +4,8 @@ use nowconnect_proto::frame::{Frame, Open, OpenMode};
 use nowconnect_proto::hello::{Body, Token, TokenAck, Update, UpdateAck};
 use nowconnect_proto::{Cid, FlowId, Reason, Secret};
 use nowconnect_testkit::issuer::claims;
+use nowconnect_testkit::pattern::Pattern;
+use nowconnect_testkit::transfer::{self, End};
 use nowconnect_testkit::wait;
 
 use crate::agent::{Process, dial};
@@ -94,6 +96,51 @@ async fn frames_of_flows_that_never_were_are_counted_and_reset() {
     rig.wait_metric("nowconnect_protocol_errors_total", &labels, 1.0)
         .await;
     assert!(agent.link.takes_flows());
+}
+
+#[tokio::test]
+async fn a_frame_that_breaks_a_rule_is_counted_and_ends_its_flow_alone() {
+    let rig = Rig::start().await;
+    let process = Process::new("site-1", 1).await;
+    let agent = rig.tunnel(&process).await;
+    let mut bystander = rig.client().await;
+    transfer::echo(&mut bystander, Pattern(1), 0, 1000)
+        .await
+        .unwrap();
+    let mut client = rig.client().await;
+    transfer::echo(&mut client, Pattern(2), 0, 1000)
+        .await
+        .unwrap();
+    agent.link.send(Frame::Fin {
+        id: FlowId(2),
+        offset: 5000,
+    });
+    let (_, end) = transfer::read_to_end(&mut client).await.unwrap();
+    assert_eq!(end, End::Reset);
+    let labels = [("interface", "tunnel"), ("kind", "offset_gap")];
+    rig.wait_metric("nowconnect_protocol_errors_total", &labels, 1.0)
+        .await;
+    transfer::echo(&mut bystander, Pattern(1), 1000, 1000)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_flood_of_updates_closes_the_tunnel_and_is_one_offence() {
+    let rig = Rig::start().await;
+    let agent = rig.tunnel(&Process::new("site-1", 1).await).await;
+    let update = Update {
+        connectors: vec!["echo".into()],
+    };
+    let body = update.encode().unwrap();
+    for _ in 0..5000 {
+        agent.link.send(Frame::Update(body.clone().into()));
+    }
+    // How it learns that is open: the reset of a socket with unread bytes may overtake the reason.
+    agent.closed().await;
+    let labels = [("interface", "tunnel"), ("kind", "control_flood")];
+    rig.wait_metric("nowconnect_protocol_errors_total", &labels, 1.0)
+        .await;
 }
 
 #[tokio::test]

@@ -17,37 +17,47 @@ use crate::session::Link;
 /// A window that goes through within this time and two round trips is too small, in milliseconds.
 const FAST_WINDOW_MS: u64 = 20;
 
+/// What is left to do about a frame of a flow.
+#[derive(Default)]
+pub(crate) struct Heard {
+    /// It is the flow's first one of those at hand.
+    pub(crate) first: bool,
+    /// It broke a rule, and the flow ended with it.
+    pub(crate) violation: Option<Reason>,
+}
+
 impl SocketFlow {
-    /// A frame came over `link` for number `id`. Returns whether this is the first of the frames at
-    /// hand for this flow: then [`SocketFlow::after_frames`] must follow the last.
+    /// A frame came over `link` for number `id`. `first` of the answer tells whether it is the first
+    /// of the frames at hand for this flow: then [`SocketFlow::after_frames`] must follow the last.
     pub(crate) fn on_frame(
         self: &Arc<Self>,
         link: &Arc<Link>,
         id: FlowId,
         frame: Frame,
         now_ms: u64,
-    ) -> bool {
+    ) -> Heard {
         let mut state = self.state.lock();
         if state.id != id || state.closed || !self.is_carried_by(link) {
             self.engine.counters.epoch_mismatch.inc();
-            return false;
+            return Heard::default();
         }
         if let Frame::Refuse { reason, .. } = frame {
             drop(state);
             self.on_refuse(reason);
-            return false;
+            return Heard::default();
         }
         let before = Before {
             opened: state.flow.is_opened(),
             could_read: state.flow.room() > 0,
         };
-        if let Err(reason) = self.apply(&mut state, frame, now_ms) {
+        let violation = self.apply(&mut state, frame, now_ms).err();
+        if let Some(reason) = violation {
             tracing::debug!(event = "flow_violation", cid = %self.cid, %reason);
             state.flow.abort(reason);
         }
         let first = state.before.is_none();
         state.before.get_or_insert(before);
-        first
+        Heard { first, violation }
     }
 
     /// Gives the socket what the frames at hand brought, in one piece, and sees what follows.

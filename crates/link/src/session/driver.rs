@@ -320,8 +320,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     fn on_flow_frame(&mut self, id: FlowId, frame: Frame, now: u64) {
         if let Some(flow) = self.link.flow(id) {
-            if flow.on_frame(&self.link, id, frame, now / 1000) {
+            let heard = flow.on_frame(&self.link, id, frame, now / 1000);
+            if heard.first {
                 self.touched.push(flow);
+            }
+            if let Some(reason) = heard.violation {
+                self.events.on_protocol_error(&self.link, reason.name());
             }
         } else if !self.link.was_used(id) && !matches!(frame, Frame::Rst { .. }) {
             self.events.on_protocol_error(&self.link, "unknown_flow");
