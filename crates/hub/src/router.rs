@@ -114,21 +114,9 @@ impl Router {
         });
     }
 
-    /// Ends what has been idle for too long, or without a path for longer than `grace`, and flows
-    /// whose client left unnoticed. Called in short intervals.
+    /// Ends flows that are [overdue](SocketFlow::overdue). Called about once a second.
     pub fn sweep(&self, grace: Duration) {
-        let now_ms = self.engine.now_ms();
-        let is_over = |since_ms: u64, limit| now_ms.saturating_sub(since_ms) >= millis(limit);
-        self.end(|Entry { flow, client }| {
-            if let Some(since) = flow.detached_ms() {
-                return is_over(since, grace).then_some(Reason::ResumeExpired);
-            }
-            if flow.has_failed_unread() {
-                return Some(Reason::SocketReset);
-            }
-            let limit = client.idle_limit()?;
-            is_over(flow.active_ms(), limit).then_some(Reason::IdleTimeout)
-        });
+        self.end(|Entry { flow, client }| flow.overdue(grace, client.idle_limit()));
     }
 
     pub(crate) fn tunnels(&self) -> &Tunnels {
@@ -147,7 +135,8 @@ impl Router {
 
 /// Ends a flow; the other end is told when there is a path.
 pub(crate) fn end_flow(flow: &Arc<SocketFlow>, reason: Reason) {
-    if flow.link().is_some() {
+    // A reset while the path is away is told when it comes back, within the grace.
+    if flow.link().is_some() || reason == Reason::SocketReset {
         flow.abort(reason)
     } else {
         flow.expire(reason)
@@ -160,10 +149,6 @@ pub(crate) fn reset(stream: TcpStream) {
     // Without the option the socket is closed in the ordinary way.
     let _ = stream.set_zero_linger();
     drop(stream);
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl std::fmt::Debug for Router {

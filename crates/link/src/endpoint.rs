@@ -15,7 +15,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Poll, Wake};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nowconnect_proto::flow::{Ending, Side};
 use nowconnect_proto::frame::Open;
@@ -194,13 +194,28 @@ impl SocketFlow {
         self.state.lock().detached_ms
     }
 
-    /// Whether the socket has failed while no room was left to read from it: its event loop says
-    /// nothing about a socket that is readable already.
+    /// Why the flow should be ended now, if it should: no path came back within `grace`, nothing
+    /// moved for `idle` (`None` is for ever), or its socket was reset while nobody read it (it has no
+    /// path, or no room: the event loop says nothing about a socket that is readable already). To
+    /// be asked about once a second.
     #[must_use]
-    pub fn has_failed_unread(&self) -> bool {
+    pub fn overdue(&self, grace: Duration, idle: Option<Duration>) -> Option<Reason> {
+        let now_ms = self.engine.now_ms();
+        let since = |then_ms: u64| Duration::from_millis(now_ms.saturating_sub(then_ms));
         let state = self.state.lock();
-        let failed = |socket: &TcpStream| !matches!(socket.take_error(), Ok(None));
-        state.flow.room() == 0 && state.socket.as_ref().is_some_and(failed)
+        let unread = state.detached_ms.is_some() || state.flow.room() == 0;
+        let is_reset = |socket: &TcpStream| !matches!(socket.take_error(), Ok(None));
+        if state.detached_ms.is_some_and(|then| since(then) >= grace) {
+            Some(Reason::ResumeExpired)
+        } else if unread && state.socket.as_ref().is_some_and(is_reset) {
+            Some(Reason::SocketReset)
+        } else if state.detached_ms.is_none()
+            && idle.is_some_and(|idle| since(self.active_ms()) >= idle)
+        {
+            Some(Reason::IdleTimeout)
+        } else {
+            None
+        }
     }
 
     /// Bytes it holds in memory.

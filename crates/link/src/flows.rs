@@ -24,8 +24,7 @@ pub struct FlowTable {
 #[derive(Debug)]
 struct Entry {
     flow: Arc<SocketFlow>,
-    /// In milliseconds; 0 is never.
-    idle_timeout: u64,
+    idle_timeout: Option<Duration>,
 }
 
 impl FlowTable {
@@ -41,7 +40,7 @@ impl FlowTable {
 
     /// Adds a flow, which is ended when nothing moves for `idle_timeout` (zero: never).
     pub fn insert(&self, flow: &Arc<SocketFlow>, idle_timeout: Duration) {
-        let idle_timeout = u64::try_from(idle_timeout.as_millis()).unwrap_or(u64::MAX);
+        let idle_timeout = (!idle_timeout.is_zero()).then_some(idle_timeout);
         self.flows.lock().insert(
             flow.cid(),
             Entry {
@@ -93,38 +92,24 @@ impl FlowTable {
             .collect()
     }
 
-    /// Ends flows that were idle for too long, those whose path did not come back within `grace`,
-    /// and those whose socket failed unnoticed. To be called about once a second.
+    /// Ends flows that are [overdue](SocketFlow::overdue). To be called about once a second.
     pub fn sweep(&self, grace: Duration) {
-        let now = self.engine.now_ms();
-        let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        let mut idle = Vec::new();
-        let mut lost = Vec::new();
-        let mut failed = Vec::new();
-        for entry in self.flows.lock().values() {
-            let flow = &entry.flow;
-            if flow
-                .detached_ms()
-                .is_some_and(|since| now.saturating_sub(since) >= grace)
-            {
-                lost.push(Arc::clone(flow));
-            } else if entry.idle_timeout > 0
-                && now.saturating_sub(flow.active_ms()) >= entry.idle_timeout
-            {
-                idle.push(Arc::clone(flow));
-            } else if flow.has_failed_unread() {
-                failed.push(Arc::clone(flow));
+        let overdue: Vec<_> = {
+            let flows = self.flows.lock();
+            let judged = flows.values().filter_map(|entry| {
+                let reason = entry.flow.overdue(grace, entry.idle_timeout)?;
+                Some((Arc::clone(&entry.flow), reason))
+            });
+            judged.collect()
+        };
+        for (flow, reason) in overdue {
+            match reason {
+                Reason::ResumeExpired => flow.expire(reason),
+                reason => flow.abort(reason),
             }
         }
-        for flow in lost {
-            flow.expire(Reason::ResumeExpired);
-        }
-        for flow in idle {
-            flow.abort(Reason::IdleTimeout);
-        }
-        for flow in failed {
-            flow.abort(Reason::SocketReset);
-        }
+        let now = self.engine.now_ms();
+        let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         let mut ended = self.ended.lock();
         while ended
             .front()

@@ -387,3 +387,29 @@ async fn a_stalled_reader_stops_only_itself() {
         .expect("in time")
         .expect("no reset");
 }
+
+#[tokio::test]
+async fn a_client_that_aborts_while_nobody_reads_it_is_noticed() {
+    let hub = Side::new(None);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let agent = Side::new(Some(listener.local_addr().expect("address")));
+    let tunnel = Tunnel::up(&hub, &agent).await;
+    let mut client = client_of(&hub, &tunnel).await;
+    let chunk = vec![7; 1 << 20];
+    let accepted = async { listener.accept().await.expect("accept").0 };
+    let stuck = async {
+        while timeout(Duration::from_millis(500), client.write(&chunk))
+            .await
+            .is_ok_and(|wrote| wrote.is_ok())
+        {}
+    };
+    let (target, ()) = tokio::join!(accepted, stuck);
+    client.set_zero_linger().expect("linger");
+    drop(client);
+    until("both forgot the flow", || {
+        hub.flows.sweep(Duration::from_secs(30));
+        hub.flows.is_empty() && agent.flows.is_empty()
+    })
+    .await;
+    drop(target);
+}
