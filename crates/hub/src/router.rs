@@ -114,8 +114,13 @@ impl Router {
         });
     }
 
-    /// Ends flows that are [overdue](SocketFlow::overdue). Called about once a second.
+    /// Ends flows that are [overdue](SocketFlow::overdue), and lets other agents have what was never
+    /// answered. Called about once a second.
     pub fn sweep(&self, grace: Duration) {
+        let waiting = |entry: &Entry| entry.flow.detached_ms().is_some();
+        for Entry { flow, client } in self.flows().into_iter().filter(waiting) {
+            client.reconsider(&flow);
+        }
         self.end(|Entry { flow, client }| flow.overdue(grace, client.idle_limit()));
     }
 

@@ -271,7 +271,7 @@ impl Tunnels {
         }
         let holder = session.holder();
         for flow in self.orphans.take_outlived(&holder) {
-            flow.expire(Reason::AgentRestarted);
+            flow.reconsider();
         }
         for flow in self.orphans.take_all(&holder) {
             session.carry(&flow);

@@ -272,6 +272,19 @@ impl SocketFlow {
         self.finish();
     }
 
+    /// Origin, without a path: takes the offer back from an agent that has not answered, so that
+    /// [`Link::attach`] may offer the flow to another. False, and nothing changes, when the agent
+    /// answered, or may have had bytes of the client.
+    #[must_use]
+    pub fn withdraw(&self) -> bool {
+        self.state.lock().flow.withdraw()
+    }
+
+    /// Without a path: has its owner decide once more what becomes of it.
+    pub fn reconsider(self: &Arc<Self>) {
+        self.events.path_lost(self);
+    }
+
     /// Resolves when the flow has ended.
     pub async fn closed(&self) {
         poll_fn(|cx| {

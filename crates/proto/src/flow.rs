@@ -322,6 +322,15 @@ impl Flow {
         true
     }
 
+    /// Origin: the path was lost before an answer came. If nothing but the OPEN was ever sent, no
+    /// byte can have been delivered, and the flow may be offered to another agent.
+    ///
+    /// Returns false, and changes nothing, when that is not so.
+    #[must_use]
+    pub fn withdraw(&mut self) -> bool {
+        self.path == Path::Detached && self.sent == 0 && !self.fin_offered && self.rewind()
+    }
+
     /// Target: an OPEN for this flow came over a link. `received` is what the origin has, `limit`
     /// what it takes.
     ///

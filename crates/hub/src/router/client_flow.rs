@@ -105,10 +105,45 @@ impl ClientFlow {
 
     fn next_session(&self) -> Option<Arc<Session>> {
         let tried = self.route.lock().tried.clone();
-        self.router
-            .tunnels()
-            .directory()
-            .choose(&self.permit.door().connector, &tried)
+        self.choose(&tried)
+    }
+
+    fn choose(&self, tried: &[Arc<str>]) -> Option<Arc<Session>> {
+        let directory = self.router.tunnels().directory();
+        directory.choose(&self.permit.door().connector, tried)
+    }
+
+    /// Offers the flow, which has no path, to another than `holder` if that process is not here,
+    /// has not answered, and cannot have had a byte of the client's.
+    fn offer_elsewhere(&self, flow: &Arc<SocketFlow>, holder: &Holder) -> bool {
+        let directory = self.router.tunnels().directory();
+        if directory
+            .of_instance(&holder.agent_id, holder.instance)
+            .is_some()
+        {
+            return false;
+        }
+        let mut refused = self.route.lock().tried.clone();
+        // It was lost, it has not refused: its next start may be asked.
+        refused.retain(|agent| *agent != holder.agent_id);
+        let Some(session) = self.choose(&refused).filter(|_| flow.withdraw()) else {
+            return false;
+        };
+        tracing::debug!(event = "flow_offered_again", cid = %self.cid, lost = %holder.agent_id);
+        self.offer(flow, session);
+        true
+    }
+
+    /// Sees whether somebody else can take over a flow that waits for its agent.
+    pub(super) fn reconsider(&self, flow: &Arc<SocketFlow>) {
+        if flow.is_opened() {
+            return;
+        }
+        let Some(holder) = self.holder() else { return };
+        // Whoever takes it out decides about it.
+        if self.router.tunnels().release(&holder, self.cid) {
+            flow.reconsider();
+        }
     }
 
     fn turn_away(&self, flow: &Arc<SocketFlow>, why: ListenerError, reason: Reason) {
@@ -155,7 +190,9 @@ impl FlowEvents for ClientFlow {
         let Some(holder) = self.holder() else {
             return end_flow(flow, Reason::ConnectionLost);
         };
-        self.router.tunnels().adopt(&holder, flow);
+        if !self.offer_elsewhere(flow, &holder) {
+            self.router.tunnels().adopt(&holder, flow);
+        }
     }
 
     fn closed(&self, flow: &Arc<SocketFlow>, summary: Summary) {

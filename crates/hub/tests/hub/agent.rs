@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nowconnect_link::budget::Budget;
@@ -40,6 +40,7 @@ struct State {
     flows: FlowTable,
     target: Target,
     refuse: Mutex<Option<Reason>>,
+    silent: AtomicBool,
     opened: AtomicUsize,
 }
 
@@ -62,6 +63,7 @@ impl Process {
             engine,
             target: Target::echo().await.unwrap(),
             refuse: Mutex::default(),
+            silent: AtomicBool::new(false),
             opened: AtomicUsize::new(0),
         };
         Self {
@@ -75,6 +77,16 @@ impl Process {
     /// Refuses every OPEN from now on.
     pub(crate) fn refuse(&self, reason: Reason) {
         *self.state.refuse.lock() = Some(reason);
+    }
+
+    /// Leaves every new OPEN without an answer from now on.
+    pub(crate) fn fall_silent(&self) {
+        self.state.silent.store(true, Ordering::Relaxed);
+    }
+
+    /// Answers again.
+    pub(crate) fn speak(&self) {
+        self.state.silent.store(false, Ordering::Relaxed);
     }
 
     /// OPENs that it was asked.
@@ -205,6 +217,9 @@ impl LinkEvents for Events {
         state.opened.fetch_add(1, Ordering::Relaxed);
         if let Some(reason) = *state.refuse.lock() {
             return link.refuse(id, reason);
+        }
+        if state.silent.load(Ordering::Relaxed) {
+            return;
         }
         let events = Arc::new(Ends(state.clone()));
         let flow = SocketFlow::target(&open, &state.engine, FlowCounters::default(), events);

@@ -6,8 +6,9 @@ use nowconnect_testkit::raw_tunnel::{RawTunnel, payload};
 use nowconnect_testkit::transfer::{self, End};
 use nowconnect_testkit::{anyhow, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::agent::Process;
+use crate::agent::{Agent, Process};
 use crate::rig::Rig;
 
 #[tokio::test]
@@ -145,6 +146,77 @@ async fn a_flow_goes_on_when_its_agent_comes_back() {
         .await
         .unwrap();
     assert_eq!(process.asked(), 1);
+}
+
+/// A client that the only agent leaves waiting for an answer.
+async fn unanswered(rig: &Rig) -> (Process, Agent, TcpStream) {
+    let silent = Process::new("site-1", 1).await;
+    silent.fall_silent();
+    let tunnel = rig.tunnel(&silent).await;
+    let client = rig.client().await;
+    wait::until("an OPEN", async || {
+        anyhow::ensure!(silent.asked() == 1, "none");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    (silent, tunnel, client)
+}
+
+#[tokio::test]
+async fn an_unanswered_flow_of_a_lost_agent_goes_to_another_at_once() {
+    let rig = Rig::start().await;
+    let (_silent, tunnel, mut client) = unanswered(&rig).await;
+    let other = Process::new("site-2", 2).await;
+    let _tunnel = rig.tunnel(&other).await;
+    tunnel.cut().await;
+    transfer::echo(&mut client, Pattern(1), 0, 1000)
+        .await
+        .unwrap();
+    assert_eq!(other.asked(), 1);
+    assert_eq!(rig.hub.tunnels().orphans().count(), 0);
+}
+
+#[tokio::test]
+async fn an_unanswered_flow_goes_to_whoever_comes_first() {
+    for (agent_id, instance) in [("site-2", 2), ("site-1", 3)] {
+        let rig = Rig::start().await;
+        let (_silent, tunnel, mut client) = unanswered(&rig).await;
+        tunnel.cut().await;
+        rig.wait_metric("nowconnect_agents_connected", &[], 0.0)
+            .await;
+        let next = Process::new(agent_id, instance).await;
+        let _tunnel = rig.tunnel(&next).await;
+        transfer::echo(&mut client, Pattern(1), 0, 1000)
+            .await
+            .unwrap();
+        assert_eq!(next.asked(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_flow_with_bytes_under_way_waits_for_its_own_agent() {
+    let rig = Rig::start().await;
+    let (silent, tunnel, mut client) = unanswered(&rig).await;
+    let sent = Pattern(1).bytes(0, 100);
+    client.write_all(&sent).await.unwrap();
+    rig.wait_metric(
+        "nowconnect_tcp_bytes_total",
+        &[("connector", "echo"), ("direction", "c2a")],
+        100.0,
+    )
+    .await;
+    let other = Process::new("site-2", 2).await;
+    let _other = rig.tunnel(&other).await;
+    tunnel.cut().await;
+    rig.wait_metric("nowconnect_agents_connected", &[], 1.0)
+        .await;
+    silent.speak();
+    let _back = rig.tunnel(&silent).await;
+    let mut echoed = [0; 100];
+    client.read_exact(&mut echoed).await.unwrap();
+    Pattern(1).check(0, &echoed).unwrap();
+    assert_eq!((silent.asked(), other.asked()), (2, 0));
 }
 
 #[tokio::test]
