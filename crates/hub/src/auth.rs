@@ -41,6 +41,11 @@ impl Verifier {
         &self.keys
     }
 
+    /// Whether an agent that was let in may stay: rules and keys may have changed since.
+    pub fn upholds(&self, identity: &Identity) -> bool {
+        self.rules.suit(identity) && self.keys.upholds(&identity.key_id)
+    }
+
     /// Judges the compact JWT `token` at wall-clock time `now`.
     ///
     /// Waits at most one key fetch (see [`Timing`]), and only when the token names an unknown key.

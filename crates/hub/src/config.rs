@@ -11,8 +11,8 @@ use std::time::Duration;
 use http::Uri;
 use ipnet::IpNet;
 use nowconnect_settings::{
-    Document, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, choices, describe,
-    mask_url,
+    Document, KeySpec, Loaded, LogFormat, LogLevel, Problem, Problems, Secret, Severity, Source,
+    choices, describe, mask_url,
 };
 
 mod diff;
@@ -48,9 +48,22 @@ impl HubConfig {
     ///
     /// # Errors
     /// Every problem in the file and the environment; when there are none, every file named that is
-    /// not there.
+    /// not there. Those of the mesh, which this version does not read, are warnings.
     pub fn load(source: &Source) -> Result<Loaded<Self>, Problems> {
-        Self::inspect(source)?.with_files()
+        let mut loaded = Self::inspect(source)?;
+        let unread = |problem: &Problem| problem.key.starts_with("ha.mesh.tls.");
+        let (unread, missing): (Vec<_>, Vec<_>) =
+            loaded.missing_files().into_iter().partition(unread);
+        if !missing.is_empty() {
+            return Err(Problems(missing));
+        }
+        loaded
+            .warnings
+            .extend(unread.into_iter().map(|problem| Problem {
+                severity: Severity::Warning,
+                ..problem
+            }));
+        Ok(loaded)
     }
 
     /// The same for a file that may be meant for another machine: the files it names are not looked

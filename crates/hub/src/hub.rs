@@ -1,5 +1,6 @@
 //! A running hub: everything is bound before anything is served, and ended in a stated order.
 
+mod alone;
 mod background;
 mod change;
 mod identity;
@@ -44,8 +45,10 @@ pub enum HubError {
     /// A certificate or key.
     #[error("TLS: {0}")]
     Tls(#[from] TlsError),
-    /// A key asks for what this build cannot do; going on without would be less secure.
-    #[error("{0} is not available in this build; remove it")]
+    /// A key asks for a check that this version cannot make; going on without would be less secure.
+    #[error(
+        "{0} asks for a check that this version cannot make; it does not run without: remove the key"
+    )]
     Unavailable(&'static str),
 }
 
@@ -134,6 +137,7 @@ impl Hub {
         let keys = KeyKeeper::new(&config.security, tasks.clone())?;
 
         let health = Arc::new(Health::new(config.ha.mode));
+        health.set_troubles(alone::troubles(&config.ha));
         let policy = Arc::new(Policy::new(&config));
         let engine = Arc::new(engine(&config, &metrics));
         let gate = Gate::new(
@@ -171,6 +175,7 @@ impl Hub {
         };
         hub.show(&engine).await;
         hub.serve(ports);
+        alone::warn(&hub.config.lock().await.ha);
         Ok(hub)
     }
 

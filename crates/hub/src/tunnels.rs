@@ -123,7 +123,7 @@ impl Tunnels {
         self.terms.store(Arc::new(Terms::of(config)));
         self.gate.set_rules(verifier, &config.security);
         for session in self.directory.sessions() {
-            session.judge_exports(self);
+            session.rules_changed(self);
         }
     }
 
@@ -187,10 +187,15 @@ impl Tunnels {
         Ok(())
     }
 
+    /// Whether an agent's offence is logged: one of a kind per second, and how many were not.
+    fn pass(&self, offence: &'static str) -> Option<u64> {
+        self.quiet.lock().entry(offence).or_default().pass()
+    }
+
     fn reject(&self, rejection: &Rejection, remote: &dyn std::fmt::Display) -> Refusal {
         let code = rejection.reason.code();
         self.gate.count_rejection(code);
-        if let Some(suppressed) = self.quiet.lock().entry(code).or_default().pass() {
+        if let Some(suppressed) = self.pass(code) {
             tracing::warn!(
                 event = "jwt_rejected",
                 remote = %remote,

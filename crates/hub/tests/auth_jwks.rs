@@ -278,13 +278,13 @@ async fn a_removed_key_stops_counting_and_is_announced() {
     let hub = Hub::start(idp.source(), timing());
     assert_eq!(hub.judge(&token(&old)).await, Ok(()));
     let old_id = old.jwk().common.key_id.clone().unwrap();
-    assert!(hub.keys.holds(&old_id));
+    assert!(hub.keys.upholds(&old_id));
     hub.change(async || {
         idp.now(Answer::Body(document([&new])));
         hub.keys.refresh().await;
     })
     .await;
-    assert!(!hub.keys.holds(&old_id));
+    assert!(!hub.keys.upholds(&old_id));
     assert_eq!(hub.judge(&token(&old)).await, Err(Reason::UnknownKey));
 }
 
@@ -300,13 +300,13 @@ async fn a_key_that_takes_the_name_of_another_is_another_key() {
     let hub = Hub::start(idp.source(), timing());
     hub.change(async || hub.keys.refresh().await).await;
     let id = old.jwk().common.key_id.clone().unwrap();
-    assert!(hub.keys.holds(&id));
+    assert!(hub.keys.upholds(&id));
     hub.change(async || {
         idp.now(Answer::Body(named(&new)));
         hub.keys.refresh().await;
     })
     .await;
-    assert!(!hub.keys.holds(&id));
+    assert!(!hub.keys.upholds(&id));
 }
 
 #[tokio::test]

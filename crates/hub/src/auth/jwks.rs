@@ -163,15 +163,17 @@ impl Keys {
         }
     }
 
-    /// Whether the key that signed a token ([`super::Identity::key_id`]) is still in the set.
-    pub fn holds(&self, key_id: &str) -> bool {
-        self.set
-            .load()
-            .as_ref()
-            .is_some_and(|set| set.holds(key_id))
+    /// Whether a token that was signed with this key ([`super::Identity::key_id`]) may go on: the
+    /// key is in the set, or the set of this source was not seen yet.
+    pub fn upholds(&self, key_id: &str) -> bool {
+        let set = self.set.load();
+        match set.as_ref() {
+            Some(set) => set.holds(key_id),
+            None => self.source.is_some(),
+        }
     }
 
-    /// Wakes whenever the set has changed; ask [`Keys::holds`] then.
+    /// Wakes whenever the set has changed; ask [`Keys::upholds`] then.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }

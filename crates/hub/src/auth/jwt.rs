@@ -32,6 +32,21 @@ pub struct Rules {
     pub issuer: Option<String>,
 }
 
+impl Rules {
+    /// Whether a token that passed under other rules passes under these.
+    pub fn suit(&self, identity: &Identity) -> bool {
+        self.name_audience(&identity.audience) && self.name_issuer(identity.issuer.as_deref())
+    }
+
+    fn name_audience(&self, audience: &[String]) -> bool {
+        !self.audience.is_empty() && audience.contains(&self.audience)
+    }
+
+    fn name_issuer(&self, issuer: Option<&str>) -> bool {
+        self.issuer.is_none() || self.issuer.as_deref() == issuer
+    }
+}
+
 /// An agent whose token passed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -44,7 +59,11 @@ pub struct Identity {
     pub scopes: Option<Vec<String>>,
     /// Claim `jti`.
     pub token_id: Option<String>,
-    /// The RFC 7638 thumbprint of the key that signed it, see [`super::Keys::holds`].
+    /// Claim `iss`.
+    pub issuer: Option<String>,
+    /// Claim `aud`.
+    pub audience: Vec<String>,
+    /// The RFC 7638 thumbprint of the key that signed it, see [`super::Keys::upholds`].
     pub key_id: String,
     /// Claim `cnf.jkt`: the thumbprint of the key that a DPoP proof must use (RFC 9449 section 6.1).
     pub proof_key: Option<String>,
@@ -144,6 +163,13 @@ impl OneOrMany {
     fn as_slice(&self) -> &[String] {
         match self {
             OneOrMany::One(one) => std::slice::from_ref(one),
+            OneOrMany::Many(many) => many,
+        }
+    }
+
+    fn into_vec(self) -> Vec<String> {
+        match self {
+            OneOrMany::One(one) => vec![one],
             OneOrMany::Many(many) => many,
         }
     }
@@ -288,16 +314,12 @@ fn judge(
             format!("it starts in {ahead} s"),
         ));
     }
-    let audience = claims
-        .aud
-        .as_ref()
-        .map(OneOrMany::as_slice)
-        .unwrap_or_default();
-    if rules.audience.is_empty() || !audience.contains(&rules.audience) {
+    let audience = claims.aud.map(OneOrMany::into_vec).unwrap_or_default();
+    if !rules.name_audience(&audience) {
         let detail = format!("it is for {audience:?}, this hub is {:?}", rules.audience);
         return Err(Rejection::new(Reason::WrongAudience, detail));
     }
-    if rules.issuer.is_some() && claims.iss != rules.issuer {
+    if !rules.name_issuer(claims.iss.as_deref()) {
         let detail = format!("it is from {:?}, expected {:?}", claims.iss, rules.issuer);
         return Err(Rejection::new(Reason::WrongIssuer, detail));
     }
@@ -310,6 +332,8 @@ fn judge(
         expires_at,
         scopes: scopes(claims.connectors, claims.scp, claims.scope),
         token_id: claims.jti,
+        issuer: claims.iss,
+        audience,
         key_id: key.id().to_owned(),
         proof_key: claims.cnf.and_then(|cnf| cnf.jkt),
     })

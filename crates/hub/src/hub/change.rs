@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::{Hub, HubError, bind_all, files, refuse_unavailable};
-use crate::config::{Change, HubConfig};
+use super::{Hub, HubError, alone, bind_all, files, refuse_unavailable};
+use crate::config::{Change, HaConfig, HubConfig};
 use crate::listener::{self, Listener};
 
 impl Hub {
@@ -17,7 +17,8 @@ impl Hub {
         let change = config.diff(&new);
         match self.apply(&change).await {
             Ok(()) => {
-                *config = change.config;
+                let before = std::mem::replace(&mut *config, change.config);
+                report_mode(&before.ha, &config.ha);
                 let waiting = change.needs_restart;
                 self.metrics.tunnels.config_reloads.with(["applied"]).inc();
                 tracing::info!(
@@ -54,6 +55,7 @@ impl Hub {
         self.tunnels
             .set_rules(new, self.keys.verifier(&new.security));
         self.health.set_mode(new.ha.mode);
+        self.health.set_troubles(alone::troubles(&new.ha));
         self.metrics.mesh.set_mode(new.ha.mode.as_str());
         (self.set_log_level)(new.observability.log_level);
         self.change_listeners(change, bound).await;
@@ -79,5 +81,17 @@ impl Hub {
             listener.close().await;
         }
         self.router.enforce(&self.policy, &doors);
+    }
+}
+
+fn report_mode(before: &HaConfig, now: &HaConfig) {
+    if before.mode != now.mode {
+        tracing::info!(
+            event = "ha_mode_changed",
+            from = before.mode.as_str(),
+            to = now.mode.as_str(),
+            audit = true,
+        );
+        alone::warn(now);
     }
 }

@@ -70,8 +70,9 @@ impl Gate {
         self.verifier.load().keys().changes()
     }
 
-    pub(super) fn holds_key_of(&self, identity: &Identity) -> bool {
-        self.verifier.load().keys().holds(&identity.key_id)
+    /// Whether a token passes under the rules and keys in force, its dates aside.
+    pub(super) fn upholds(&self, identity: &Identity) -> bool {
+        self.verifier.load().upholds(identity)
     }
 
     /// Parts connectors into those that the agent may export and those that it may not.

@@ -190,14 +190,17 @@ impl Newcomer {
             }
             _ => {}
         }
-        tracing::warn!(
-            event = "agent_refused",
-            agent_id = %self.identity.agent_id,
-            remote = %self.remote,
-            reason = reason.name(),
-            detail = %turned,
-            audit = true,
-        );
+        if let Some(suppressed) = self.tunnels.pass(reason.name()) {
+            tracing::warn!(
+                event = "agent_refused",
+                agent_id = %self.identity.agent_id,
+                remote = %self.remote,
+                reason = reason.name(),
+                detail = %turned,
+                suppressed,
+                audit = true,
+            );
+        }
         // The agent hears why if it listens; if not, the connection is closed all the same.
         let _ = timeout(GOODBYE_DEADLINE, carrier.close(reason)).await;
     }

@@ -13,7 +13,7 @@ use nowconnect_proto::frame::{Frame, Open};
 use nowconnect_proto::hello::{Body, Instance, Rejected, Token, TokenAck, Update, UpdateAck};
 use nowconnect_proto::{FlowId, Reason};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::Tunnels;
 use super::gate::Gate;
@@ -50,6 +50,8 @@ pub struct Session {
     offers: Mutex<Vec<String>>,
     exports: ArcSwap<Vec<String>>,
     identity: Mutex<Identity>,
+    /// The rules have changed.
+    judge: Notify,
 }
 
 /// What a session is made of.
@@ -77,6 +79,7 @@ impl Session {
             offers: Mutex::new(parts.offers),
             exports: ArcSwap::from_pointee(parts.exports),
             identity: Mutex::new(parts.identity),
+            judge: Notify::new(),
         })
     }
 
@@ -126,6 +129,8 @@ impl Session {
     ) {
         let mut end = None;
         let mut keys = tunnels.gate().key_changes();
+        // What changed since the token was shown is not told again.
+        self.judge_token(tunnels.gate());
         loop {
             let now = Instant::now();
             let left = self.token_remaining();
@@ -144,11 +149,14 @@ impl Session {
                     None => return,
                 },
                 () = tokio::time::sleep(nap) => {}
-                changed = keys.changed() => match changed {
-                    Ok(()) => self.judge_key(tunnels.gate()),
-                    // The keys come from elsewhere now, and are judged when they have come.
-                    Err(_) => keys = tunnels.gate().key_changes(),
-                },
+                () = self.judge.notified() => self.judge_token(tunnels.gate()),
+                changed = keys.changed() => {
+                    if changed.is_err() {
+                        // The keys come from elsewhere now, and may have come already.
+                        keys = tunnels.gate().key_changes();
+                    }
+                    self.judge_token(tunnels.gate());
+                }
             }
         }
     }
@@ -157,17 +165,24 @@ impl Session {
         self.identity.lock().remaining(SystemTime::now())
     }
 
-    /// A token whose key was withdrawn is over.
-    fn judge_key(&self, gate: &Gate) {
+    /// A token that would not be taken any more, as its key was withdrawn or the rules ask for
+    /// another, is over.
+    fn judge_token(&self, gate: &Gate) {
         let mut identity = self.identity.lock();
-        if !gate.holds_key_of(&identity) {
+        if !gate.upholds(&identity) {
             identity.expires_at = SystemTime::UNIX_EPOCH;
         }
     }
 
+    /// Looks at the token and at the exports again: the rules have changed.
+    pub(super) fn rules_changed(self: &Arc<Self>, tunnels: &Tunnels) {
+        self.judge.notify_one();
+        self.judge_exports(tunnels);
+    }
+
     /// Exports what the rules in force and the token allow of what the agent offers, and tells the
     /// agent when that has changed.
-    pub(super) fn judge_exports(self: &Arc<Self>, tunnels: &Tunnels) {
+    fn judge_exports(self: &Arc<Self>, tunnels: &Tunnels) {
         let before = self.exports();
         let answer = self.export(tunnels);
         if *before != answer.accepted
@@ -231,16 +246,19 @@ impl Session {
     }
 
     async fn renew(self: &Arc<Self>, tunnels: &Tunnels, token: Token) -> TokenAck {
-        let refuse = |code: &str| {
+        let refuse = |code: &'static str| {
             tunnels.gate().count_rejection(code);
-            tracing::warn!(
-                event = "jwt_rejected",
-                agent_id = %self.agent_id,
-                remote = %self.remote,
-                reason = code,
-                renewal = true,
-                audit = true,
-            );
+            if let Some(suppressed) = tunnels.pass(code) {
+                tracing::warn!(
+                    event = "jwt_rejected",
+                    agent_id = %self.agent_id,
+                    remote = %self.remote,
+                    reason = code,
+                    renewal = true,
+                    suppressed,
+                    audit = true,
+                );
+            }
             TokenAck::Refused {
                 error: code.to_owned(),
             }

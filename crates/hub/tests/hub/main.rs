@@ -9,6 +9,7 @@
 mod agent;
 mod drain;
 mod flows;
+mod judged;
 mod reload;
 mod rig;
 mod surface;
