@@ -4,7 +4,9 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 use nowconnect_testkit::lab::Lab;
+use nowconnect_testkit::log::Mark;
 use nowconnect_testkit::pattern::Pattern;
+use nowconnect_testkit::raw_tunnel::RawTunnel;
 use nowconnect_testkit::target::Target;
 use nowconnect_testkit::transfer::echo;
 use nowconnect_testkit::wait::{until, within};
@@ -84,5 +86,23 @@ async fn a_collector_that_stalls_holds_up_neither_flows_nor_the_end() -> Result<
         .read_to_string(&mut text)
         .await?;
     assert!(text.contains("flow_opened") && !text.contains('\x1b'));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_agent_that_offends_with_every_frame_does_not_fill_the_log() -> Result<()> {
+    let lab = Lab::new(env!("CARGO_BIN_EXE_nowconnect"))?;
+    let hub = lab.hub("hub-a").listener("echo").start().await?;
+    let token = lab.issuer().token("old-1")?;
+    let mut agent = RawTunnel::connect(hub.tunnel_addr()?, &token, "old-1", &["echo"]).await?;
+    for flow in 0..500 {
+        let cid = format!("00000000-0000-4000-8000-{flow:012}");
+        agent.send_data(&cid, 0, b"for nobody").await?;
+    }
+    let offences = "nowconnect_protocol_errors_total";
+    let known = [("interface", "tunnel"), ("kind", "unknown_flow")];
+    hub.wait_metric(offences, &known, |n| n >= 500.0).await?;
+    let lines = hub.log().events("protocol_error", Mark::default()).len();
+    ensure!((1..10).contains(&lines), "{lines} lines");
     Ok(())
 }

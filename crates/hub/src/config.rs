@@ -168,6 +168,8 @@ pub struct LimitsConfig {
 pub struct SecurityConfig {
     /// Where the keys of agent tokens come from; `None` = every agent is refused.
     pub jwks: Option<JwksSource>,
+    /// CA certificates, PEM, for a `https://` source; `None` = the system's.
+    pub jwks_ca: Option<PathBuf>,
     /// Required `iss` claim; `None` = any.
     pub issuer: Option<String>,
     /// Required `aud` claim.

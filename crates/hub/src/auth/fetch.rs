@@ -2,8 +2,10 @@
 
 use std::io::Read as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL};
 use http::{HeaderMap, Request, Uri};
@@ -47,25 +49,23 @@ pub(crate) enum FetchError {
 /// The HTTP client for key documents: no redirects, no kept connections, no proxies.
 #[derive(Debug)]
 pub(crate) struct Fetcher {
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    client: ArcSwap<HttpClient>,
     timeout: Duration,
 }
 
+type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+
 impl Fetcher {
-    pub(crate) fn new(mut tls: rustls::ClientConfig, timeout: Duration) -> Self {
-        tls.alpn_protocols.clear();
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_connect_timeout(Some(timeout));
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(0)
-            .build(https);
-        Self { client, timeout }
+    pub(crate) fn new(tls: rustls::ClientConfig, timeout: Duration) -> Self {
+        Self {
+            client: ArcSwap::from_pointee(http_client(tls, timeout)),
+            timeout,
+        }
+    }
+
+    /// Decides from the next fetch on which servers are trusted.
+    pub(crate) fn trust(&self, tls: rustls::ClientConfig) {
+        self.client.store(Arc::new(http_client(tls, self.timeout)));
     }
 
     /// Everything together, to the last byte, takes at most the timeout.
@@ -88,8 +88,8 @@ impl Fetcher {
             ACCEPT,
             http::HeaderValue::from_static("application/jwk-set+json, application/json"),
         );
-        let response = self
-            .client
+        let client = self.client.load_full();
+        let response = client
             .request(request)
             .await
             .map_err(|e| FetchError::Connect(chain(&e)))?;
@@ -111,6 +111,21 @@ impl Fetcher {
             .to_bytes();
         Ok(Fetched { body, max_age })
     }
+}
+
+fn http_client(mut tls: rustls::ClientConfig, timeout: Duration) -> HttpClient {
+    tls.alpn_protocols.clear();
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(Some(timeout));
+    let https = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    Client::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(0)
+        .build(https)
 }
 
 async fn read_file(path: PathBuf) -> Result<Fetched, FetchError> {

@@ -189,9 +189,17 @@ impl Keys {
         }
     }
 
-    /// Fetches now, whatever the schedule says (on an operator's reload), and waits for the result.
+    /// Fetches now, whatever the schedule says, and waits for the result.
     pub async fn refresh(&self) {
         self.refresh_unless_tried_within(Duration::ZERO).await;
+    }
+
+    /// Decides anew which `https://` servers are trusted, and fetches soon, whatever the schedule
+    /// says: an operator's reload.
+    pub fn trust(&self, tls: rustls::ClientConfig) {
+        self.fetcher.trust(tls);
+        self.state.lock().due_at = None;
+        self.moved.notify_one();
     }
 
     /// Keeps the set fresh until `stop`; fetches at once. All fetches happen here, one at a time, so

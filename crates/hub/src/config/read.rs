@@ -182,8 +182,14 @@ fn security(t: &mut Table<'_>) -> SecurityConfig {
         Some(JwksSource::Url(_)) => {}
         None => t.warning("jwks_url", "not set, so every agent is refused", ""),
     }
+    let jwks_ca = t.field("jwks_ca").file();
+    let https = |url: &Uri| url.scheme_str() == Some("https");
+    if jwks_ca.is_some() && !matches!(&jwks, Some(JwksSource::Url(url)) if https(url)) {
+        t.warning("jwks_ca", "has no effect: jwks_url is not https://", "");
+    }
     SecurityConfig {
         jwks,
+        jwks_ca,
         issuer: t.field("issuer").optional(),
         audience: t.field("audience").or("nowconnect".to_owned()),
         allow_cidrs: t.field("allow_cidrs").list(),

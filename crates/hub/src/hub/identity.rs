@@ -1,5 +1,6 @@
 //! The keys that agents' tokens are checked with, across reloads.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use nowconnect_link::tasks::Tasks;
@@ -22,10 +23,18 @@ struct Running {
     _guard: DropGuard,
 }
 
+/// What another configuration asks for, and nothing has been done about yet.
+pub(super) enum Prepared {
+    /// The source stays; its server is trusted by these rules.
+    Trust(ClientConfig),
+    /// A cache for another source.
+    Cache(Arc<Keys>),
+}
+
 impl KeyKeeper {
     /// The cache for `config`'s source, being filled.
     pub(super) fn new(config: &SecurityConfig, tasks: Tasks) -> Result<Self, TlsError> {
-        let keys = cache(config.jwks.clone())?;
+        let keys = Keys::new(config.jwks.clone(), trust(config)?, Timing::default());
         Ok(Self {
             current: Mutex::new(run(keys, &tasks)),
             tasks,
@@ -41,18 +50,22 @@ impl KeyKeeper {
         Verifier::new(rules, self.current.lock().keys.clone())
     }
 
-    /// A cache for another source; `None` when the source stays.
-    pub(super) fn prepare(&self, config: &SecurityConfig) -> Result<Option<Arc<Keys>>, TlsError> {
+    /// Gets ready for another configuration.
+    pub(super) fn prepare(&self, config: &SecurityConfig) -> Result<Prepared, TlsError> {
+        let trust = trust(config)?;
         if config.jwks.as_ref() == self.current.lock().keys.source() {
-            return Ok(None);
+            return Ok(Prepared::Trust(trust));
         }
-        cache(config.jwks.clone()).map(Some)
+        let keys = Keys::new(config.jwks.clone(), trust, Timing::default());
+        Ok(Prepared::Cache(keys))
     }
 
-    /// Goes on with the prepared cache.
-    pub(super) fn commit(&self, prepared: Option<Arc<Keys>>) {
-        if let Some(keys) = prepared {
-            *self.current.lock() = run(keys, &self.tasks);
+    /// Goes on with what was prepared.
+    pub(super) fn commit(&self, prepared: Prepared) {
+        let mut current = self.current.lock();
+        match prepared {
+            Prepared::Trust(trust) => current.keys.trust(trust),
+            Prepared::Cache(keys) => *current = run(keys, &self.tasks),
         }
     }
 }
@@ -66,16 +79,20 @@ fn run(keys: Arc<Keys>, tasks: &Tasks) -> Running {
     }
 }
 
-fn cache(source: Option<JwksSource>) -> Result<Arc<Keys>, TlsError> {
-    let secure = matches!(&source, Some(JwksSource::Url(url)) if url.scheme_str() == Some("https"));
-    // A machine without a certificate store can still use a file.
-    let trust = if secure { system_trust()? } else { no_trust()? };
-    Ok(Keys::new(source, trust, Timing::default()))
+/// Which servers may deliver the keys.
+fn trust(config: &SecurityConfig) -> Result<ClientConfig, TlsError> {
+    match &config.jwks {
+        Some(JwksSource::Url(url)) if url.scheme_str() == Some("https") => {
+            some_trust(config.jwks_ca.as_deref())
+        }
+        // A machine without a certificate store can still use a file.
+        _ => no_trust(),
+    }
 }
 
-fn system_trust() -> Result<ClientConfig, TlsError> {
+fn some_trust(bundle: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let files = ClientFiles {
-        roots: Roots::System,
+        roots: bundle.map_or(Roots::System, |bundle| Roots::Only(bundle.to_owned())),
         identity: None,
     };
     Ok(ClientConfig::clone(

@@ -3,15 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use nowconnect_hub::config::ServerTls;
-use nowconnect_link::tls::{ClientFiles, Identity, LiveClientConfig, Roots};
+use nowconnect_hub::config::{JwksSource, SecurityConfig, ServerTls};
+use nowconnect_link::tls::{
+    ClientAuth, ClientFiles, Identity, LiveClientConfig, LiveServerConfig, Roots, ServerFiles,
+};
 use nowconnect_testkit::{http, wait};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::agent::Process;
 use crate::rig::Rig;
 
 struct Authority {
@@ -41,6 +44,33 @@ impl Authority {
         write(&self.file(&format!("{name}.crt")), &certificate.pem());
         write(&self.file(&format!("{name}.key")), &key.serialize_pem());
         certificate.der().to_vec()
+    }
+
+    /// Serves `body` to every request over TLS, as `localhost`; returns the port.
+    async fn serve(&self, body: String) -> u16 {
+        self.issue("idp");
+        let files = ServerFiles {
+            identity: Identity {
+                cert_file: self.file("idp.crt"),
+                key_file: self.file("idp.key"),
+            },
+            client_auth: ClientAuth::Off,
+        };
+        let acceptor = TlsAcceptor::from(LiveServerConfig::load(files).unwrap().current());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let Ok(mut tls) = acceptor.accept(socket).await else {
+                    continue;
+                };
+                let _ = tls.read(&mut [0; 4096]).await;
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+                let _ = tls.write_all(format!("{head}{body}").as_bytes()).await;
+                let _ = tls.shutdown().await;
+            }
+        });
+        port
     }
 
     fn server(&self, client_ca: bool) -> ServerTls {
@@ -122,4 +152,35 @@ async fn a_client_ca_is_demanded_of_agents_alone() {
     assert!(stranger.contains("client_certificate"), "{stranger}");
     let (_, known) = authority.ask(&rig, Some("agent"), &upgrade).await;
     assert!(known.starts_with("HTTP/1.1 401"), "{known}");
+}
+
+#[tokio::test]
+async fn the_keys_may_come_from_a_server_of_a_private_ca() {
+    let (own, other) = (Authority::new(), Authority::new());
+    let keys = tempfile::tempdir().unwrap();
+    let issuer = nowconnect_testkit::issuer::Issuer::new(keys.path()).unwrap();
+    let path = keys.path().join("jwks.json");
+    let port = own.serve(std::fs::read_to_string(path).unwrap()).await;
+    let url = format!("https://localhost:{port}/jwks").parse().unwrap();
+    let source = Some(JwksSource::Url(url));
+    let trusting = |ca: &Authority| {
+        let (jwks, jwks_ca) = (source.clone(), Some(ca.file("ca.pem")));
+        move |security: &mut SecurityConfig| (security.jwks, security.jwks_ca) = (jwks, jwks_ca)
+    };
+
+    let rig = Rig::start_with(|config| trusting(&other)(&mut config.security)).await;
+    let process = Process::new("site-1", 1).await;
+    let token = issuer.token("site-1").unwrap();
+    let refused = process.connect(rig.http(), &token).await;
+    let refused = refused.err().expect("the server is not trusted");
+    assert!(refused.to_string().contains("503"), "{refused}");
+
+    let mut config = rig.config();
+    trusting(&own)(&mut config.security);
+    rig.hub.reload(config).await.expect("applied");
+    wait::until("the keys", async || {
+        process.connect(rig.http(), &token).await.map(drop)
+    })
+    .await
+    .unwrap();
 }
