@@ -5,7 +5,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
 /// Offences of agents that end their tunnel or a flow, in `nowconnect_protocol_errors_total`.
-const TUNNEL_OFFENCES: [&str; 18] = [
+const TUNNEL_OFFENCES: [&str; 22] = [
     "bad_hello",
     "bad_body",
     "unexpected_frame",
@@ -22,8 +22,13 @@ const TUNNEL_OFFENCES: [&str; 18] = [
     "after_fin",
     "offset_gap",
     "bad_ack",
+    // Version 1.
     "json",
+    "unknown_type",
+    "repeated_open",
+    "data_after_fin",
     "seq",
+    "fin",
 ];
 /// Offences of HTTP clients.
 const HTTP_OFFENCES: [&str; 2] = ["bad_request", "header_timeout"];

@@ -69,7 +69,8 @@ pub struct Carrier<S> {
     ws_ping: Option<Bytes>,
     /// What a pong of the WebSocket brought.
     pub(super) ws_pong: Option<u64>,
-    pub(super) offence: Option<&'static str>,
+    /// Offences that do not end the link, of the messages taken since they were last looked at.
+    pub(super) offences: Vec<&'static str>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
@@ -94,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
             wire,
             ws_ping: None,
             ws_pong: None,
-            offence: None,
+            offences: Vec::new(),
         }
     }
 
@@ -212,7 +213,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
                 }
                 Some(Message::Text(text)) => {
                     let offence = self.wire.text(&text, &mut self.out, &mut self.frames)?;
-                    self.offence = self.offence.or(offence);
+                    self.offences.extend(offence);
                 }
                 Some(Message::Ping(payload)) => self.ws_ping = Some(payload),
                 Some(Message::Pong(payload)) => {

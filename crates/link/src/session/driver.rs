@@ -271,13 +271,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     /// piece for each.
     fn take_frames(&mut self, now: u64) {
         while !self.input_over {
-            match self.carrier.next_frame() {
+            let next = self.carrier.next_frame();
+            for kind in self.carrier.offences.drain(..) {
+                self.events.on_protocol_error(&self.link, kind);
+            }
+            match next {
                 Ok(Some(frame)) => self.on_frame(frame, now),
                 Ok(None) => return,
                 Err(error) => self.failed(&error, now),
-            }
-            if let Some(kind) = self.carrier.offence.take() {
-                self.events.on_protocol_error(&self.link, kind);
             }
         }
     }
