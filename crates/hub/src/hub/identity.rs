@@ -26,7 +26,7 @@ struct Running {
 /// What another configuration asks for, and nothing has been done about yet.
 pub(super) enum Prepared {
     /// The source stays; its server is trusted by these rules.
-    Trust(ClientConfig),
+    Trust(Box<ClientConfig>),
     /// A cache for another source.
     Cache(Arc<Keys>),
 }
@@ -54,7 +54,7 @@ impl KeyKeeper {
     pub(super) fn prepare(&self, config: &SecurityConfig) -> Result<Prepared, TlsError> {
         let trust = trust(config)?;
         if config.jwks.as_ref() == self.current.lock().keys.source() {
-            return Ok(Prepared::Trust(trust));
+            return Ok(Prepared::Trust(Box::new(trust)));
         }
         let keys = Keys::new(config.jwks.clone(), trust, Timing::default());
         Ok(Prepared::Cache(keys))
@@ -64,7 +64,7 @@ impl KeyKeeper {
     pub(super) fn commit(&self, prepared: Prepared) {
         let mut current = self.current.lock();
         match prepared {
-            Prepared::Trust(trust) => current.keys.trust(trust),
+            Prepared::Trust(trust) => current.keys.trust(*trust),
             Prepared::Cache(keys) => *current = run(keys, &self.tasks),
         }
     }
