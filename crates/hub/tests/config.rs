@@ -288,7 +288,7 @@ fn what_does_not_fit_together_is_a_problem() {
         (
             "ha: { replica_id: a, mesh: { peers: ['wss://b/mesh', 'https://c', 'wss://b/mesh'] } }",
             &[
-                "F:1:22: ha.mesh.tls: required by require_mtls (set ca_bundle, cert_file and key_file; `nowconnect certs` makes them)",
+                "F:1:22: ha.mesh.tls: required by require_mtls (set ca_bundle, cert_file and key_file)",
                 "F:1:30: ha.mesh.peers: wss://b/mesh is listed twice (remove one)",
                 "F:1:54: ha.mesh.peers[1]: expected a URL like https://host:port/path (ws:// or wss://), found the text \"https://c\"",
             ],

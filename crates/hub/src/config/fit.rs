@@ -64,6 +64,14 @@ pub(crate) fn check(root: &mut Table<'_>, config: &HubConfig) {
             root.problem(&key, message, "list them in tunnel.trusted_proxies");
         }
     }
+    if config.observability.otlp_endpoint.is_some() {
+        let message = "this version sends no traces";
+        root.warning("observability.otlp_endpoint", message, "");
+    }
+    if root.is_set("admin") {
+        let message = "this version has no admin API, so nothing listens on admin.bind";
+        root.warning("admin", message, "reload with SIGHUP, drain with SIGTERM");
+    }
     if config.listeners.is_empty() {
         root.warning("listeners", "there are none, so no client can connect", "");
     }
@@ -82,7 +90,7 @@ pub(crate) fn check(root: &mut Table<'_>, config: &HubConfig) {
 /// Checks of `ha.mesh` when HA is on.
 pub(crate) fn check_mesh(t: &mut Table<'_>, mesh: &MeshConfig) {
     if mesh.require_mtls && mesh.tls.is_none() && !mesh.peers.is_empty() {
-        let hint = "set ca_bundle, cert_file and key_file; `nowconnect certs` makes them";
+        let hint = "set ca_bundle, cert_file and key_file";
         t.problem("tls", "required by require_mtls", hint);
     }
     if !mesh.require_mtls {
