@@ -225,9 +225,13 @@ impl Flows {
         }
     }
 
-    /// Takes no new flows, and waits until there are none.
+    /// Takes no new flows, and waits until there are none. Those without a path end at once: the
+    /// agent that stops opens no other tunnel for them.
     pub async fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        for flow in self.table.select(|flow| flow.detached_ms().is_some()) {
+            flow.expire(Reason::Shutdown);
+        }
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());
             ended.as_mut().enable();
@@ -256,6 +260,9 @@ impl FlowEvents for Flows {
 
     fn path_lost(&self, flow: &Arc<SocketFlow>) {
         tracing::debug!(event = "flow_detached", cid = %flow.cid());
+        if self.draining.load(Ordering::Relaxed) {
+            flow.expire(Reason::Shutdown);
+        }
     }
 
     fn closed(&self, flow: &Arc<SocketFlow>, summary: Summary) {

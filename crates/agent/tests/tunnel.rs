@@ -197,6 +197,21 @@ async fn the_next_tunnel_is_up_before_a_draining_one_ends() {
 }
 
 #[tokio::test]
+async fn an_agent_that_stops_does_not_wait_for_flows_without_a_path() {
+    let mut hub = Hub::start().await;
+    let site = Site::new(&[hub.url()], &[("ldap", echo_target().await)]);
+    let agent = site.start().await;
+    let session = hub.session().await;
+    let mut client = hub.client(&session, "ldap").await;
+    client.echo("x").await;
+    hub.refuse(Some(StatusCode::SERVICE_UNAVAILABLE));
+    session.driver.abort();
+    soon(agent.readiness().becomes(false)).await;
+    assert_eq!(agent.flows(), 1);
+    soon(agent.shutdown(Duration::from_secs(600))).await;
+}
+
+#[tokio::test]
 async fn hubs_that_cannot_be_reached_are_passed_over() {
     let dead = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let url = format!("ws://{}/tunnel", dead.local_addr().expect("address"));
