@@ -77,7 +77,7 @@ impl HubService {
         let hub = Hub::start(loaded.config, shards, follow)
             .await
             .map_err(|error| match error {
-                HubError::Bind(_) => Failure::from(error),
+                HubError::Bind(_) | HubError::Memory(..) => Failure::from(error),
                 HubError::Tls(_) | HubError::Unavailable(_) => Failure::usage(error),
             })?;
         Ok(Self { source, hub })

@@ -50,6 +50,11 @@ pub enum HubError {
         "{0} asks for a check that this version cannot make; it does not run without: remove the key"
     )]
     Unavailable(&'static str),
+    /// More connections than the memory that was set aside at the start can take.
+    #[error(
+        "limits.max_conn_total: this process has memory for {0} connections; restart it for {1}, or allow fewer"
+    )]
+    Memory(u64, usize),
 }
 
 /// Puts another log level in force.
@@ -73,6 +78,7 @@ pub struct Hub {
     policy: Arc<Policy>,
     tunnels: Arc<Tunnels>,
     router: Arc<Router>,
+    engine: Arc<Engine>,
     keys: KeyKeeper,
     tls: Option<Arc<LiveServerConfig>>,
     config: tokio::sync::Mutex<HubConfig>,
@@ -167,13 +173,14 @@ impl Hub {
             policy,
             tunnels,
             router,
+            engine,
             keys,
             tls,
             set_log_level,
             shards,
             tasks,
         };
-        hub.show(&engine).await;
+        hub.show().await;
         hub.serve(ports);
         alone::warn(&hub.config.lock().await.ha);
         Ok(hub)

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+
 /// Least window of a flow, in bytes.
 const LEAST_WINDOW: u64 = 4 * 1024;
 /// Window of a new flow when memory is plenty, in bytes.
@@ -18,6 +20,8 @@ pub const MOST_WINDOW: u64 = 16 * 1024 * 1024;
 pub struct Budget {
     first_window: u32,
     free: AtomicU64,
+    /// Flows that have a share set aside.
+    shares: Mutex<u64>,
 }
 
 impl Budget {
@@ -30,6 +34,7 @@ impl Budget {
         Self {
             first_window: u32::try_from(first).unwrap_or(u32::MAX),
             free: AtomicU64::new(total.saturating_sub(flows * 2 * first)),
+            shares: Mutex::new(flows),
         }
     }
 
@@ -37,6 +42,22 @@ impl Budget {
     #[must_use]
     pub fn first_window(&self) -> u32 {
         self.first_window
+    }
+
+    /// Sets shares aside for `flows` flows in all, from what is free.
+    ///
+    /// # Errors
+    /// There is not enough; how many there may be. Nothing has changed.
+    pub fn reserve(&self, flows: usize) -> Result<(), u64> {
+        let mut shares = self.shares.lock();
+        let share = 2 * u64::from(self.first_window);
+        let more = (flows as u64).saturating_sub(*shares);
+        let take = |free: u64| free.checked_sub(more.saturating_mul(share));
+        self.free
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+            .map_err(|free| *shares + free / share)?;
+        *shares += more;
+        Ok(())
     }
 
     /// Borrows up to `want` bytes: never more than a quarter of what is free, so that the last to
@@ -73,6 +94,20 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1024 * 1024;
+
+    #[test]
+    fn more_flows_get_shares_only_while_there_is_memory() {
+        let budget = Budget::new(256 * MIB, 2000);
+        let share = 2 * u64::from(budget.first_window());
+        let free = budget.free();
+        assert_eq!(budget.reserve(1000), Ok(()));
+        assert_eq!(budget.reserve(2100), Ok(()));
+        assert_eq!(budget.free(), free - 100 * share);
+        let most = 2100 + budget.free() / share;
+        assert_eq!(budget.reserve(100_000), Err(most));
+        assert_eq!(budget.reserve(usize::try_from(most).unwrap()), Ok(()));
+        assert!(budget.free() < share);
+    }
 
     #[test]
     fn the_shares_and_the_loans_stay_within_the_total() {

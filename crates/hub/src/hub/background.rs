@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use nowconnect_link::counters::Engine;
 use nowconnect_link::tls::LiveServerConfig;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -39,12 +38,12 @@ impl Hub {
     }
 
     /// Shows what does not count by itself.
-    pub(super) async fn show(&self, engine: &Arc<Engine>) {
+    pub(super) async fn show(&self) {
         let mode = self.config.lock().await.ha.mode;
         self.metrics.mesh.set_mode(mode.as_str());
         // The embedded registry is this process.
         self.metrics.mesh.registry_healthy.set(1);
-        let (engine, seen) = (engine.clone(), AtomicU64::new(0));
+        let (engine, seen) = (self.engine.clone(), AtomicU64::new(0));
         self.metrics.on_scrape(move |metrics| {
             let total = engine.blocked_micros.load(Ordering::Relaxed);
             let before = seen.swap(total, Ordering::Relaxed);

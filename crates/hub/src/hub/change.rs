@@ -11,7 +11,8 @@ impl Hub {
     /// values wait for the next start. Flows that may still exist go on.
     ///
     /// # Errors
-    /// A new port is taken, or a certificate does not load; nothing has changed.
+    /// A new port is taken, a certificate does not load, or memory does not suffice; nothing has
+    /// changed.
     pub async fn reload(&self, new: HubConfig) -> Result<Vec<&'static str>, HubError> {
         let mut config = self.config.lock().await;
         let change = config.diff(&new);
@@ -46,6 +47,9 @@ impl Hub {
         refuse_unavailable(new)?;
         let bound = bind_all(&change.listeners_added, &self.metrics)?;
         let keys = self.keys.prepare(&new.security)?;
+        let flows = new.limits.max_conn_total;
+        let reserved = self.engine.budget.reserve(flows);
+        reserved.map_err(|most| HubError::Memory(most, flows))?;
         if let (Some(live), Some(files)) = (&self.tls, &new.tunnel.tls) {
             live.replace(self::files(files))?;
         }

@@ -144,3 +144,17 @@ async fn a_start_with_a_taken_port_leaves_nothing_behind() {
         .await
         .expect("still free");
 }
+
+#[tokio::test]
+async fn connections_beyond_the_memory_of_the_process_are_refused() {
+    let rig = Rig::start().await;
+    let mut config = rig.config();
+    config.limits.max_conn_total = 3000;
+    rig.hub.reload(config.clone()).await.expect("applied");
+    config.limits.memory_budget <<= 10;
+    config.limits.max_conn_total = 100_000;
+    let error = rig.hub.reload(config).await.expect_err("too many");
+    let text = error.to_string();
+    assert!(text.contains("limits.max_conn_total"), "{text}");
+    assert_eq!(rig.hub.config().await.limits.max_conn_total, 3000);
+}
