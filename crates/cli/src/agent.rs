@@ -10,7 +10,7 @@ use nowconnect_settings::{Env, Loaded, Source};
 use crate::failure::Failure;
 use crate::logging::{LevelControl, Log};
 use crate::runtime::{block_on, raise_open_files};
-use crate::service::{Service, Watch, level_filter, log_warnings, serve, start_log};
+use crate::service::{Reloaded, Service, Watch, level_filter, log_warnings, serve, start_log};
 use crate::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -85,21 +85,22 @@ impl AgentService {
 }
 
 impl Service for AgentService {
-    async fn reload(&mut self) -> Option<Vec<PathBuf>> {
-        let loaded = match AgentConfig::load(&self.source) {
-            Ok(loaded) => loaded,
-            Err(problems) => {
-                self.agent.reject_reload(&problems);
-                return None;
-            }
-        };
+    async fn reload(&mut self) -> Result<Reloaded, String> {
+        let loaded = AgentConfig::load(&self.source).map_err(|problems| {
+            self.agent.reject_reload(&problems);
+            problems.to_string()
+        })?;
         let files = loaded.files();
         log_warnings(&loaded.warnings);
         let level = loaded.config.observability.log_level;
         // The agent says itself, in its log and metrics, whether it took it.
-        self.agent.reload(loaded.config).await.ok()?;
+        let taken = self.agent.reload(loaded.config).await;
+        taken.map_err(|error| error.to_string())?;
         self.level.set(level_filter(level));
-        Some(files)
+        Ok(Reloaded {
+            files,
+            needs_restart: Vec::new(),
+        })
     }
 
     async fn stop(self) {

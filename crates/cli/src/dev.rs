@@ -10,11 +10,11 @@ mod map;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use nowconnect_agent::config::AgentConfig;
+use nowconnect_hub::admin::Order;
 use nowconnect_hub::config::HubConfig;
 use nowconnect_hub::hub::Addresses;
 use nowconnect_link::shards::Shards;
@@ -26,13 +26,15 @@ use crate::failure::Failure;
 use crate::hub::HubService;
 use crate::logging::Log;
 use crate::runtime::{block_on, raise_open_files};
-use crate::service::{Service, Watch, serve, start_log};
+use crate::service::{Reloaded, Service, Watch, serve, start_log};
 use crate::signals::Signals;
-use files::Files;
+use files::{Files, Ports};
 use map::Map;
 
 /// Where agents, health and metrics are found when that is free.
 const TUNNEL_PORT: u16 = 8765;
+/// Where the admin API is found when that is free.
+const ADMIN_PORT: u16 = 8766;
 /// Where the built-in echo target is reached when nothing is mapped.
 const ECHO_PORT: u16 = 7007;
 /// How long the agent gets before the instructions are printed anyway.
@@ -91,8 +93,11 @@ async fn run_dev(args: Args, log: &Log) -> Result<(), Failure> {
     let dir = tempfile::Builder::new()
         .prefix("nowconnect-dev-")
         .tempdir()?;
-    let port = args.tunnel_port.unwrap_or_else(usual_port_or_any);
-    let files = Files::write(dir.path(), &maps, port, args.log_level)?;
+    let ports = Ports {
+        tunnel: args.tunnel_port.unwrap_or_else(|| free_or_any(TUNNEL_PORT)),
+        admin: free_or_any(ADMIN_PORT),
+    };
+    let files = Files::write(dir.path(), &maps, ports, args.log_level)?;
     // What the shell has in NC_* and NOWCONNECT_* is meant for others.
     let source = |name| Source {
         file: Some(files.path(name)),
@@ -124,9 +129,9 @@ async fn run_dev(args: Args, log: &Log) -> Result<(), Failure> {
     serve(Dev { hub, agent }, Watch::new(watched), signals).await
 }
 
-fn usual_port_or_any() -> u16 {
-    let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, TUNNEL_PORT)).is_ok();
-    if free { TUNNEL_PORT } else { 0 }
+fn free_or_any(port: u16) -> u16 {
+    let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    if free { port } else { 0 }
 }
 
 /// Both sides as one service.
@@ -136,9 +141,16 @@ struct Dev {
 }
 
 impl Service for Dev {
-    async fn reload(&mut self) -> Option<Vec<PathBuf>> {
+    async fn reload(&mut self) -> Result<Reloaded, String> {
         let (hub, agent) = (self.hub.reload().await?, self.agent.reload().await?);
-        Some([hub, agent].concat())
+        Ok(Reloaded {
+            files: [hub.files, agent.files].concat(),
+            needs_restart: hub.needs_restart,
+        })
+    }
+
+    async fn order(&mut self) -> Order {
+        self.hub.order().await
     }
 
     async fn stop(self) {
@@ -177,11 +189,12 @@ fn instructions(
             _ => writeln!(hints, "  nc {} {}", at.ip(), at.port()),
         };
     }
-    let hub = addresses.tunnel;
+    let (hub, admin) = (addresses.tunnel, addresses.admin);
     let _ = write!(
         text,
         "\n  tunnel   ws://{hub}/tunnel\n  health   http://{hub}/readyz\n  metrics  http://{hub}/metrics\
-         \n  files    {}\n\nTry:\n{hints}  curl http://{hub}/readyz\n\n",
+         \n  files    {}\n\nTry:\n{hints}  curl http://{hub}/readyz\n  \
+         nowconnect status --url http://{admin}\n\n",
         dir.display()
     );
     text

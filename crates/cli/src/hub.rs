@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use nowconnect_hub::admin::Order;
 use nowconnect_hub::config::HubConfig;
 use nowconnect_hub::hub::{Hub, HubError};
 use nowconnect_link::shards::Shards;
@@ -11,7 +12,7 @@ use nowconnect_settings::{Env, Loaded, Source};
 use crate::failure::Failure;
 use crate::logging::{LevelControl, Log};
 use crate::runtime::{Threads, block_on, raise_open_files};
-use crate::service::{Service, Watch, level_filter, log_warnings, serve, start_log};
+use crate::service::{Reloaded, Service, Watch, level_filter, log_warnings, serve, start_log};
 use crate::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -20,8 +21,8 @@ Examples:
   nowconnect hub --config cloud.yaml
   NC_CONFIG=/etc/nowconnect/cloud.yaml LOG_LEVEL=DEBUG nowconnect hub
 
-SIGHUP, or a change of the file or of a certificate, key or JWKS file, reloads the configuration.
-SIGTERM and SIGINT drain: agents are sent to other hubs and flows get limits.drain_timeout_sec to
+SIGHUP, `nowconnect reload`, or a change of the file or of a certificate, key or JWKS file, reloads
+the configuration. SIGTERM, SIGINT and `nowconnect drain` drain: agents are sent to other hubs and flows get limits.drain_timeout_sec to
 end; a second signal ends at once with exit code 1.";
 
 /// Run a hub: the cloud side, where clients connect
@@ -78,25 +79,36 @@ impl HubService {
             .await
             .map_err(|error| match error {
                 HubError::Bind(_) | HubError::Memory(..) => Failure::from(error),
-                HubError::Tls(_) | HubError::Unavailable(_) => Failure::usage(error),
+                HubError::Tls(_) | HubError::Token(_) | HubError::Unavailable(_) => {
+                    Failure::usage(error)
+                }
             })?;
+        hub.show_config(loaded.effective, Vec::new());
         Ok(Self { source, hub })
     }
 }
 
 impl Service for HubService {
-    async fn reload(&mut self) -> Option<Vec<PathBuf>> {
-        let loaded = match HubConfig::load(&self.source) {
-            Ok(loaded) => loaded,
-            Err(problems) => {
-                self.hub.reject_reload(&problems);
-                return None;
-            }
-        };
+    async fn reload(&mut self) -> Result<Reloaded, String> {
+        let loaded = HubConfig::load(&self.source).map_err(|problems| {
+            self.hub.reject_reload(&problems);
+            problems.to_string()
+        })?;
         let files = loaded.files();
         log_warnings(&loaded.warnings);
         // The hub says itself, in its log and metrics, whether it took it.
-        self.hub.reload(loaded.config).await.ok().map(|_| files)
+        let taken = self.hub.reload(loaded.config).await;
+        let needs_restart = taken.map_err(|error| error.to_string())?;
+        self.hub
+            .show_config(loaded.effective, needs_restart.clone());
+        Ok(Reloaded {
+            files,
+            needs_restart,
+        })
+    }
+
+    async fn order(&mut self) -> Order {
+        self.hub.order().await
     }
 
     async fn stop(self) {

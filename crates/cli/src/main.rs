@@ -1,18 +1,22 @@
 //! The `nowconnect` binary: arguments in, exit code out; one file per subcommand.
 
+mod admin;
 mod agent;
 mod check;
 mod completions;
 mod dev;
+mod drain;
 mod duration;
 mod failure;
 mod hub;
 mod logging;
 mod man;
+mod reload;
 mod replace_file;
 mod runtime;
 mod service;
 mod signals;
+mod status;
 mod systemd;
 mod token;
 
@@ -49,6 +53,9 @@ enum Command {
     Agent(agent::Args),
     Dev(dev::Args),
     Check(check::Args),
+    Status(status::Args),
+    Reload(reload::Args),
+    Drain(drain::Args),
     Token(token::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -60,6 +67,9 @@ fn main() -> ExitCode {
         Command::Agent(args) => agent::run(args),
         Command::Dev(args) => dev::run(args),
         Command::Check(args) => check::run(args),
+        Command::Status(args) => status::run(&args),
+        Command::Reload(args) => reload::run(&args),
+        Command::Drain(args) => drain::run(&args),
         Command::Token(args) => token::run(args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use nowconnect_hub::admin::Order;
 use nowconnect_settings::{LogFormat, LogLevel, Problem, Watcher};
 use tracing::level_filters::LevelFilter;
 
@@ -12,12 +13,27 @@ use crate::systemd;
 
 /// Something that runs until it is told to stop.
 pub(crate) trait Service {
-    /// Reads the configuration again and applies it whole or not at all; says so in the log. Returns
-    /// the files to watch from now on, or `None` when nothing has changed.
-    async fn reload(&mut self) -> Option<Vec<PathBuf>>;
+    /// Reads the configuration again and applies it whole or not at all; says so in the log.
+    ///
+    /// # Errors
+    /// What is wrong with it; nothing has changed.
+    async fn reload(&mut self) -> Result<Reloaded, String>;
+
+    /// What is asked of it through an interface of its own. Cancel safe.
+    async fn order(&mut self) -> Order {
+        std::future::pending().await
+    }
 
     /// Ends it gracefully.
     async fn stop(self);
+}
+
+/// What became of a reload.
+pub(crate) struct Reloaded {
+    /// The files to watch from now on.
+    pub(crate) files: Vec<PathBuf>,
+    /// The keys whose new values wait for the next start.
+    pub(crate) needs_restart: Vec<&'static str>,
 }
 
 /// The files that a configuration consists of.
@@ -44,7 +60,8 @@ impl Watch {
     }
 }
 
-/// Serves until SIGTERM or SIGINT; reloads on SIGHUP and when a watched file changes.
+/// Serves until SIGTERM, SIGINT or an order to drain; reloads on SIGHUP, on order, and when a watched
+/// file changes.
 ///
 /// # Errors
 /// When a second signal cuts the graceful end short.
@@ -55,19 +72,29 @@ pub(crate) async fn serve(
 ) -> Result<(), Failure> {
     systemd::ready();
     loop {
+        let mut reply = None;
         tokio::select! {
             request = signals.next() => match request {
                 Request::Stop => break,
                 Request::Reload => {}
             },
+            order = service.order() => match order {
+                Order::Drain => break,
+                Order::Reload(asker) => reply = Some(asker),
+            },
             files = watch.watcher.changed() => tracing::info!(event = "files_changed", ?files),
         }
         systemd::reloading();
         watch.about_to_read();
-        if let Some(files) = service.reload().await {
-            watch.follow(files);
-        }
+        let outcome = service.reload().await.map(|reloaded| {
+            watch.follow(reloaded.files);
+            reloaded.needs_restart
+        });
         systemd::ready();
+        if let Some(asker) = reply {
+            // Whoever asked may have hung up.
+            let _ = asker.send(outcome);
+        }
     }
     tracing::info!(event = "stopping");
     systemd::stopping();

@@ -16,11 +16,12 @@ use nowconnect_link::shards::Shards;
 use nowconnect_link::tasks::Tasks;
 use nowconnect_link::tls::{ClientAuth, Identity, LiveServerConfig, ServerFiles, TlsError};
 use nowconnect_proto::Reason;
-use nowconnect_settings::LogLevel;
+use nowconnect_settings::{Effective, LogLevel};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use crate::config::{FapiMode, HubConfig, ListenerConfig, ServerTls};
+use crate::admin::{Admin, Order, Orders, Scope, Token, TokenError};
+use crate::config::{AdminConfig, FapiMode, HubConfig, ListenerConfig, ServerTls};
 use crate::listener::{self, BindError, Listener};
 use crate::metrics::Metrics;
 use crate::policy::{Door, Policy};
@@ -45,6 +46,9 @@ pub enum HubError {
     /// A certificate or key.
     #[error("TLS: {0}")]
     Tls(#[from] TlsError),
+    /// The token of the admin API.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// A key asks for a check that this version cannot make; going on without would be less secure.
     #[error(
         "{0} asks for a check that this version cannot make; it does not run without: remove the key"
@@ -67,6 +71,8 @@ pub struct Addresses {
     pub tunnel: SocketAddr,
     /// The second port for metrics and health.
     pub metrics: Option<SocketAddr>,
+    /// The admin API.
+    pub admin: SocketAddr,
     /// The listeners by name.
     pub listeners: Vec<(String, SocketAddr)>,
 }
@@ -82,17 +88,27 @@ pub struct Hub {
     keys: KeyKeeper,
     tls: Option<Arc<LiveServerConfig>>,
     config: tokio::sync::Mutex<HubConfig>,
-    listeners: Mutex<Vec<Listener>>,
-    http: (SocketAddr, Option<SocketAddr>),
+    listeners: Arc<Mutex<Vec<Listener>>>,
+    admin: Arc<Admin>,
+    orders: tokio::sync::Mutex<Orders>,
+    http: Http,
     set_log_level: LogLevelHook,
     shards: Shards,
     tasks: Tasks,
+}
+
+/// Where HTTP is served.
+struct Http {
+    tunnel: SocketAddr,
+    metrics: Option<SocketAddr>,
+    admin: SocketAddr,
 }
 
 /// What is bound and not yet served.
 struct Ports {
     tunnel: server::Bound,
     metrics: Option<server::Bound>,
+    admin: server::Bound,
     listeners: Vec<listener::Bound>,
 }
 
@@ -105,8 +121,17 @@ impl Ports {
             metrics: second
                 .map(|at| server::Bound::new("observability.metrics_port", at))
                 .transpose()?,
+            admin: server::Bound::new("admin", config.admin.bind)?,
             listeners: bind_all(&config.listeners, metrics)?,
         })
+    }
+
+    fn http(&self) -> Http {
+        Http {
+            tunnel: self.tunnel.address(),
+            metrics: self.metrics.as_ref().map(server::Bound::address),
+            admin: self.admin.address(),
+        }
     }
 }
 
@@ -139,6 +164,7 @@ impl Hub {
             .as_ref()
             .map(|tls| LiveServerConfig::load(files(tls)));
         let tls = tls.transpose()?.map(Arc::new);
+        let token = token(&config.admin)?;
         let tasks = Tasks::new();
         let keys = KeyKeeper::new(&config.security, tasks.clone())?;
 
@@ -161,13 +187,22 @@ impl Hub {
             tasks.clone(),
         );
         let router = Router::new(tunnels.clone(), engine.clone());
+        let listeners = Arc::<Mutex<_>>::default();
+        let scope = Scope {
+            health: health.clone(),
+            tunnels: tunnels.clone(),
+            router: router.clone(),
+            listeners: listeners.clone(),
+            metrics: metrics.clone(),
+        };
+        let over_tls = tls.is_some() && !is_local(&config.admin);
+        let (admin, orders) = Admin::new(scope, &config, token, over_tls);
         let hub = Self {
-            http: (
-                ports.tunnel.address(),
-                ports.metrics.as_ref().map(server::Bound::address),
-            ),
+            http: ports.http(),
             config: tokio::sync::Mutex::new(config),
-            listeners: Mutex::default(),
+            listeners,
+            admin,
+            orders: tokio::sync::Mutex::new(orders),
             metrics,
             health,
             policy,
@@ -192,11 +227,19 @@ impl Hub {
         if let Some(port) = ports.metrics {
             Doorman::new(self.surface(None), None, Shards::current(), &self.tasks).open(port);
         }
+        let tls = self.tls.clone().filter(|_| self.admin.tls());
+        let admin = Doorman::new(self.admin.clone(), tls, Shards::current(), &self.tasks);
+        admin.open(ports.admin);
         let open = ports.listeners.into_iter().map(|bound| self.open(bound));
         self.listeners.lock().extend(open);
         self.tend();
         self.health.enter(Stage::Ready);
-        tracing::info!(event = "hub_started", address = %self.http.0, tls = self.tls.is_some());
+        tracing::info!(
+            event = "hub_started",
+            address = %self.http.tunnel,
+            admin = %self.http.admin,
+            tls = self.tls.is_some(),
+        );
     }
 
     fn surface(&self, tunnels: Option<Arc<Tunnels>>) -> Arc<Surface> {
@@ -219,8 +262,9 @@ impl Hub {
             .iter()
             .map(|one| (one.door().name.to_string(), one.address()));
         Addresses {
-            tunnel: self.http.0,
-            metrics: self.http.1,
+            tunnel: self.http.tunnel,
+            metrics: self.http.metrics,
+            admin: self.http.admin,
             listeners: named.collect(),
         }
     }
@@ -245,6 +289,17 @@ impl Hub {
         &self.router
     }
 
+    /// What the admin API asks for next. Cancel safe; for one caller at a time.
+    pub async fn order(&self) -> Order {
+        self.orders.lock().await.next().await
+    }
+
+    /// Lets the admin API show `effective` as the configuration in effect, but for the keys that
+    /// [`Hub::reload`] has returned.
+    pub fn show_config(&self, effective: Effective, needs_restart: Vec<&'static str>) {
+        self.admin.show(effective, needs_restart);
+    }
+
     /// The configuration in force.
     pub async fn config(&self) -> HubConfig {
         self.config.lock().await.clone()
@@ -255,6 +310,7 @@ impl Hub {
     pub async fn drain(&self) {
         let grace = self.config.lock().await.limits.drain_timeout;
         self.health.enter(Stage::Draining);
+        self.orders.lock().await.close();
         tracing::info!(
             event = "drain_started",
             flows = self.router.count(),
@@ -284,6 +340,7 @@ impl Hub {
     /// Ends now: flows are reset, tunnels closed.
     pub async fn stop(&self) {
         self.health.enter(Stage::Draining);
+        self.orders.lock().await.close();
         self.close_listeners().await;
         self.router.end(|_| Some(Reason::Shutdown));
         let _ = timeout(LAST_WORDS, self.router.idle()).await;
@@ -301,6 +358,16 @@ fn refuse_unavailable(config: &HubConfig) -> Result<(), HubError> {
         return Err(HubError::Unavailable("pdp.url"));
     }
     Ok(())
+}
+
+fn token(admin: &AdminConfig) -> Result<Option<Token>, TokenError> {
+    admin.token_file.as_deref().map(Token::load).transpose()
+}
+
+/// Whether the admin API is for this machine only: then nobody can listen in, and no certificate
+/// would be for its address.
+fn is_local(admin: &AdminConfig) -> bool {
+    admin.bind.ip().is_loopback()
 }
 
 fn files(tls: &ServerTls) -> ServerFiles {

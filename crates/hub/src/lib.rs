@@ -1,5 +1,6 @@
 //! The cloud side: listeners, admission, routing, tunnels.
 
+pub mod admin;
 pub mod auth;
 pub mod config;
 mod forwarded;

@@ -81,6 +81,11 @@ impl Router {
         self.flows.lock().len()
     }
 
+    /// Milliseconds since bytes of `flow` last moved.
+    pub fn idle_ms(&self, flow: &SocketFlow) -> u64 {
+        self.engine.now_ms().saturating_sub(flow.active_ms())
+    }
+
     /// Waits until no flow is left.
     pub async fn idle(&self) {
         let mut count = self.count.subscribe();

@@ -3,7 +3,7 @@
 //! Strangers reach this port. Until an agent has shown a token, a connection is bounded in number,
 //! in time and in bytes, and whatever is not one of the few exact paths is not found.
 
-mod answer;
+pub(crate) mod answer;
 mod connection;
 mod health;
 
@@ -20,7 +20,7 @@ use crate::metrics::{Format, Metrics};
 use crate::tunnels::Tunnels;
 
 pub use answer::Answer;
-pub use connection::Doorman;
+pub(crate) use connection::Doorman;
 pub use health::{Health, Stage};
 
 /// What answers HTTP requests on one port.
@@ -44,9 +44,17 @@ pub(crate) struct Call {
     pub(crate) busy: bool,
 }
 
-impl Surface {
+/// Whatever answers the requests of a port.
+pub(crate) trait Respond: Send + Sync + 'static {
     /// Answers one request.
-    pub(crate) async fn answer(&self, mut call: Call) -> Answer {
+    fn answer(&self, call: Call) -> impl Future<Output = Answer> + Send;
+
+    /// Where requests that are none are counted.
+    fn metrics(&self) -> &Metrics;
+}
+
+impl Respond for Surface {
+    async fn answer(&self, mut call: Call) -> Answer {
         let path = call.request.uri().path();
         match (path, &self.tunnels) {
             ("/tunnel", Some(_)) if call.busy => answer::unavailable("busy", 5),
@@ -59,6 +67,12 @@ impl Surface {
         }
     }
 
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+}
+
+impl Surface {
     fn read_only(&self, request: &Request<Incoming>) -> Answer {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return answer::method_not_allowed("GET, HEAD");

@@ -224,6 +224,12 @@ impl SocketFlow {
         self.state.lock().flow.held()
     }
 
+    /// How it has gone so far; how it ended is not known before it has.
+    #[must_use]
+    pub fn progress(&self) -> Summary {
+        self.summary(&self.state.lock())
+    }
+
     /// The link that carries it.
     #[must_use]
     pub fn link(&self) -> Option<Arc<Link>> {

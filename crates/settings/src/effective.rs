@@ -24,6 +24,34 @@ pub enum Shown {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Effective(pub(crate) Shown);
 
+impl Effective {
+    /// Takes over from `other` the value of `key`, a path like `tunnel.port`.
+    pub fn keep(&mut self, other: &Self, key: &str) {
+        if let (Some(place), Some(value)) = (self.0.get_mut(key), other.0.get(key)) {
+            *place = value.clone();
+        }
+    }
+}
+
+impl Shown {
+    fn get(&self, key: &str) -> Option<&Self> {
+        key.split('.').try_fold(self, |at, name| match at {
+            Self::Map(entries) => entries.iter().find(|entry| entry.0 == name).map(|e| &e.1),
+            _ => None,
+        })
+    }
+
+    fn get_mut(&mut self, key: &str) -> Option<&mut Self> {
+        key.split('.').try_fold(self, |at, name| match at {
+            Self::Map(entries) => {
+                let entry = entries.iter_mut().find(|entry| entry.0 == name);
+                entry.map(|entry| &mut entry.1)
+            }
+            _ => None,
+        })
+    }
+}
+
 impl Serialize for Shown {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {

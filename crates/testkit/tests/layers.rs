@@ -20,6 +20,7 @@ const HUB: &[&str] = &[
     "router",
     "listener",
     "server",
+    "admin",
     "hub",
 ];
 

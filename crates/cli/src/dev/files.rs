@@ -15,6 +15,15 @@ const AGENT_ID: &str = "dev-agent";
 /// How long each token lasts; it is renewed in band at half of that.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 
+/// Where the hub listens beside its listeners; 0 is any free port.
+#[derive(Clone, Copy)]
+pub(super) struct Ports {
+    /// `/tunnel`, health and metrics.
+    pub(super) tunnel: u16,
+    /// The admin API.
+    pub(super) admin: u16,
+}
+
 /// A directory with everything that hub and agent read.
 pub(super) struct Files {
     dir: PathBuf,
@@ -27,7 +36,7 @@ impl Files {
     pub(super) fn write(
         dir: &Path,
         maps: &[Map],
-        tunnel_port: u16,
+        ports: Ports,
         level: LogLevel,
     ) -> anyhow::Result<Self> {
         let key = SigningKey::generate(KeyKind::Es256)?;
@@ -44,7 +53,7 @@ impl Files {
             PUBLIC,
             Existing::Replace,
         )?;
-        files.save("cloud.yaml", &files.hub(maps, tunnel_port, level))?;
+        files.save("cloud.yaml", &files.hub(maps, ports, level))?;
         files.renew_token()?;
         Ok(files)
     }
@@ -81,14 +90,15 @@ impl Files {
         replace_file::write(&self.path("agent.jwt"), &token, SECRET, Existing::Replace)
     }
 
-    fn hub(&self, maps: &[Map], tunnel_port: u16, level: LogLevel) -> serde_json::Value {
+    fn hub(&self, maps: &[Map], ports: Ports, level: LogLevel) -> serde_json::Value {
         let listener = |map: &Map| {
             let bind = SocketAddr::from(([127, 0, 0, 1], map.port));
             json!({"name": map.name, "bind": bind, "connector": map.name})
         };
         json!({
             "listeners": maps.iter().map(listener).collect::<Vec<_>>(),
-            "tunnel": {"host": "127.0.0.1", "port": tunnel_port},
+            "tunnel": {"host": "127.0.0.1", "port": ports.tunnel},
+            "admin": {"bind": SocketAddr::from(([127, 0, 0, 1], ports.admin))},
             "security": {
                 "jwks_url": format!("file://{}", self.path("jwks.json").display()),
                 "audience": "nowconnect",

@@ -71,7 +71,17 @@ const FIXED: &[Fixed] = &[
     fixed!("observability.metrics_port", observability.metrics_port),
     fixed!("observability.log_format", observability.log_format),
     fixed!("observability.otlp_endpoint", observability.otlp_endpoint),
-    fixed!("admin.bind", admin.bind),
+    Fixed {
+        key: "admin.bind",
+        same: |old, new| old.admin.bind == new.admin.bind,
+        keep: |config, old| {
+            config.admin.bind = old.admin.bind;
+            // A token that the new address does without may be all that guards the running one.
+            if config.admin.token_file.is_none() {
+                config.admin.token_file.clone_from(&old.admin.token_file);
+            }
+        },
+    },
     fixed!("ha.replica_id", ha.replica_id),
     // With HA off nothing uses these yet.
     Fixed {

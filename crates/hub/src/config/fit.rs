@@ -68,12 +68,16 @@ pub(crate) fn check(root: &mut Table<'_>, config: &HubConfig) {
         let message = "this version sends no traces";
         root.warning("observability.otlp_endpoint", message, "");
     }
-    if root.is_set("admin") {
-        let message = "this version has no admin API, so nothing listens on admin.bind";
-        root.warning("admin", message, "reload with SIGHUP, drain with SIGTERM");
-    }
     if config.listeners.is_empty() {
         root.warning("listeners", "there are none, so no client can connect", "");
+    }
+    if !config.admin.bind.ip().is_loopback() && config.tunnel.tls.is_none() {
+        let message = "the token of the admin API crosses the network in clear";
+        root.warning(
+            "admin.bind",
+            message,
+            "set tunnel.tls, or bind to 127.0.0.1",
+        );
     }
     let (ha, mesh) = (&config.ha, &config.ha.mesh);
     if ha.mode != HaMode::Off && !mesh.peers.is_empty() && ha.redis_url.is_none() {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Hub, HubError, alone, bind_all, files, refuse_unavailable};
+use super::{Hub, HubError, alone, bind_all, files, refuse_unavailable, token};
 use crate::config::{Change, HaConfig, HubConfig};
 use crate::listener::{self, Listener};
 
@@ -46,6 +46,7 @@ impl Hub {
         let new = &change.config;
         refuse_unavailable(new)?;
         let bound = bind_all(&change.listeners_added, &self.metrics)?;
+        let token = token(&new.admin)?;
         let keys = self.keys.prepare(&new.security)?;
         let flows = new.limits.max_conn_total;
         let reserved = self.engine.budget.reserve(flows);
@@ -58,6 +59,7 @@ impl Hub {
         self.policy.set_rules(new);
         self.tunnels
             .set_rules(new, self.keys.verifier(&new.security));
+        self.admin.set_rules(new, token);
         self.health.set_mode(new.ha.mode);
         self.health.set_troubles(alone::troubles(&new.ha));
         self.metrics.mesh.set_mode(new.ha.mode.as_str());

@@ -73,6 +73,11 @@ impl ClientFlow {
         self.route.lock().holder.clone()
     }
 
+    /// Whether an agent has connected it to its target.
+    pub fn is_open(&self) -> bool {
+        self.opened.load(Ordering::Relaxed)
+    }
+
     /// How long the flow may be idle; `None` = for ever.
     pub(super) fn idle_limit(&self) -> Option<Duration> {
         self.permit.door().config().idle_timeout

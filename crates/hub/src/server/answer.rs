@@ -10,7 +10,7 @@ use serde_json::json;
 pub type Answer = Response<Full<Bytes>>;
 
 /// `body` of the media type `kind`.
-pub(super) fn body(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+pub(crate) fn body(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
@@ -24,18 +24,23 @@ pub(super) fn body(status: StatusCode, kind: &'static str, body: impl Into<Bytes
 }
 
 /// A JSON document.
-pub(super) fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
+pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
     body(status, "application/json", value.to_string())
 }
 
 /// `{"error": code}`.
-pub(super) fn error(status: StatusCode, code: &str) -> Answer {
+pub(crate) fn error(status: StatusCode, code: &str) -> Answer {
     json(status, &json!({ "error": code }))
+}
+
+/// `{"error": code, "detail": ..}`: what is wrong, and what to do.
+pub(crate) fn explained(status: StatusCode, code: &str, detail: &str) -> Answer {
+    json(status, &json!({ "error": code, "detail": detail }))
 }
 
 /// An error after which the connection serves nothing more, so that whoever failed to upgrade
 /// cannot use it for what an ingress would not let through.
-pub(super) fn closing(status: StatusCode, code: &str) -> Answer {
+pub(crate) fn closing(status: StatusCode, code: &str) -> Answer {
     let mut answer = error(status, code);
     answer
         .headers_mut()
@@ -44,7 +49,7 @@ pub(super) fn closing(status: StatusCode, code: &str) -> Answer {
 }
 
 /// The path exists, the method does not.
-pub(super) fn method_not_allowed(allowed: &'static str) -> Answer {
+pub(crate) fn method_not_allowed(allowed: &'static str) -> Answer {
     let mut answer = closing(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed");
     answer
         .headers_mut()
@@ -53,7 +58,7 @@ pub(super) fn method_not_allowed(allowed: &'static str) -> Answer {
 }
 
 /// Not now: come back after `seconds`, or go to another hub.
-pub(super) fn unavailable(code: &str, seconds: u32) -> Answer {
+pub(crate) fn unavailable(code: &str, seconds: u32) -> Answer {
     let mut answer = closing(StatusCode::SERVICE_UNAVAILABLE, code);
     answer.headers_mut().insert(RETRY_AFTER, seconds.into());
     answer

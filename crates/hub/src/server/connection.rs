@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::listener::Acceptor;
 
-use super::{Bound, Call, Surface};
+use super::{Bound, Call, Respond};
 
 /// Connections that have shown no token yet.
 const STRANGERS: usize = 1024;
@@ -35,9 +35,9 @@ const HEADERS: usize = 64;
 /// [`HEADER_DEADLINE`] to take its last answer.
 const LIFETIME: Duration = Duration::from_secs(60);
 
-/// Accepts connections on one port and serves its [`Surface`].
-pub struct Doorman {
-    surface: Arc<Surface>,
+/// Accepts connections on one port and lets `S` answer their requests.
+pub(crate) struct Doorman<S> {
+    surface: Arc<S>,
     tls: Option<Arc<LiveServerConfig>>,
     shards: Shards,
     tasks: Tasks,
@@ -45,11 +45,11 @@ pub struct Doorman {
     turned_away: Arc<Semaphore>,
 }
 
-impl Doorman {
+impl<S: Respond> Doorman<S> {
     /// Serves `surface`, over TLS when there is a certificate, until `tasks` are to stop. A
     /// connection lives on the one of `shards` that was the least loaded when it came.
-    pub fn new(
-        surface: Arc<Surface>,
+    pub(crate) fn new(
+        surface: Arc<S>,
         tls: Option<Arc<LiveServerConfig>>,
         shards: Shards,
         tasks: &Tasks,
@@ -65,7 +65,7 @@ impl Doorman {
     }
 
     /// Starts to accept on `port`.
-    pub fn open(self: Arc<Self>, port: Bound) {
+    pub(crate) fn open(self: Arc<Self>, port: Bound) {
         let (tasks, stop) = (self.tasks.clone(), self.tasks.token());
         tasks.spawn("http_accept", async move {
             stop.run_until_cancelled(self.accept(port)).await;
@@ -168,18 +168,12 @@ impl Doorman {
                 return;
             };
             self.surface
-                .metrics
+                .metrics()
                 .tunnels
                 .protocol_errors
                 .with(["http", kind])
                 .inc();
             tracing::debug!(event = "http_failed", %peer, %error);
         }
-    }
-}
-
-impl std::fmt::Debug for Doorman {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Doorman").finish_non_exhaustive()
     }
 }

@@ -53,6 +53,11 @@ impl Health {
         self.stage.fetch_max(stage as u8, Ordering::Relaxed);
     }
 
+    /// The mode in force.
+    pub fn mode(&self) -> HaMode {
+        *self.mode.lock()
+    }
+
     /// Shows another mode.
     pub fn set_mode(&self, mode: HaMode) {
         *self.mode.lock() = mode;
@@ -65,7 +70,7 @@ impl Health {
 
     /// Status code and body of `/readyz`; a strict asker takes degraded for not ready.
     pub fn readiness(&self, strict: bool) -> (StatusCode, serde_json::Value) {
-        let mode = *self.mode.lock();
+        let mode = self.mode();
         let mut reasons = Vec::new();
         let (status, code) = match self.stage() {
             Stage::Starting => ("starting", StatusCode::SERVICE_UNAVAILABLE),

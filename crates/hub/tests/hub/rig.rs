@@ -114,6 +114,7 @@ fn config(dir: &TempDir, issuer: &Issuer) -> HubConfig {
     let mut config = HubConfig::inspect(&source).expect("valid").config;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     config.tunnel.bind = any;
+    config.admin.bind = any;
     config.observability.metrics_port = None;
     config.listeners[0].bind = any;
     config

@@ -1,0 +1,259 @@
+//! A client of a hub's admin API, for the commands that use it.
+
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, HOST, USER_AGENT};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use nowconnect_link::dial::{Dialer, ProxyRules, TcpOptions, WsUrl};
+use nowconnect_link::tls::{ClientFiles, LiveClientConfig, Roots};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::failure::Failure;
+
+/// A hub on this machine has answered long before; one that reloads may wait for a name server.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Until there is a connection.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// Bytes of the largest answer that is read.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// Bytes of the longest token file that is read, as the hub has it.
+const MAX_TOKEN: u64 = 4096;
+
+/// Which hub, and how to be let in
+#[derive(Debug, clap::Args)]
+pub(crate) struct Access {
+    /// Address of the hub's admin API (its admin.bind)
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8766")]
+    url: String,
+    /// File with the token of the admin API (the hub's admin.token_file)
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// CA certificates to trust for https:// besides the system's
+    #[arg(long, value_name = "FILE")]
+    ca_bundle: Option<PathBuf>,
+}
+
+/// A hub's admin API.
+pub(crate) struct Admin {
+    shown: String,
+    url: WsUrl,
+    dialer: Dialer,
+    bearer: Option<HeaderValue>,
+}
+
+impl Admin {
+    /// Checks the arguments; connects to nobody yet.
+    ///
+    /// # Errors
+    /// The URL or a file cannot be used.
+    pub(crate) fn new(access: &Access) -> Result<Self, Failure> {
+        Self::prepare(access).map_err(Failure::usage)
+    }
+
+    fn prepare(access: &Access) -> anyhow::Result<Self> {
+        let url = parse_url(&access.url)?;
+        let roots = match &access.ca_bundle {
+            Some(bundle) => Roots::SystemAnd(bundle.clone()),
+            None => Roots::System,
+        };
+        let files = ClientFiles {
+            roots,
+            identity: None,
+        };
+        let tls = url
+            .is_tls()
+            .then(|| LiveClientConfig::load(files).map(Arc::new));
+        let dialer = Dialer {
+            tls: tls.transpose()?,
+            proxies: ProxyRules::none(),
+            timeout: CONNECT_DEADLINE,
+            tcp: TcpOptions::default(),
+        };
+        Ok(Self {
+            shown: access.url.trim_end_matches('/').to_owned(),
+            url,
+            dialer,
+            bearer: access.token_file.as_ref().map(bearer).transpose()?,
+        })
+    }
+
+    /// The address as it was given.
+    pub(crate) fn url(&self) -> &str {
+        &self.shown
+    }
+
+    /// Reads `/api/v1/{path}`.
+    ///
+    /// # Errors
+    /// Nobody answers, or the hub refuses.
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        self.ask(Method::GET, path).await
+    }
+
+    /// Acts on `/api/v1/{path}`.
+    ///
+    /// # Errors
+    /// Nobody answers, or the hub refuses.
+    pub(crate) async fn post(&self, path: &str) -> anyhow::Result<Value> {
+        self.ask(Method::POST, path).await
+    }
+
+    async fn ask(&self, method: Method, path: &str) -> anyhow::Result<Value> {
+        let answered = timeout(DEADLINE, self.exchange(method, path)).await;
+        let (status, body) = answered
+            .map_err(|_| anyhow!("no complete answer within {} s", DEADLINE.as_secs()))
+            .flatten()
+            .with_context(|| format!("no answer from the hub at {}", self.shown))?;
+        let answer: Value = serde_json::from_slice(&body).map_err(|_| {
+            anyhow!(
+                "{} answers {status}, but not as a hub's admin API does; --url must be the hub's \
+                 admin.bind",
+                self.shown
+            )
+        })?;
+        if status.is_success() {
+            return Ok(answer);
+        }
+        Err(refusal(status, &answer, self.bearer.is_some()))
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+        let io = self
+            .dialer
+            .dial(&self.url)
+            .await
+            .context("is `nowconnect hub` running there? --url must be its admin.bind")?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.method_mut() = method;
+        *request.uri_mut() = Uri::try_from(format!("/api/v1/{path}"))?;
+        let headers = request.headers_mut();
+        headers.insert(HOST, HeaderValue::try_from(self.url.authority())?);
+        let agent = concat!("nowconnect/", env!("CARGO_PKG_VERSION"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+        if let Some(bearer) = &self.bearer {
+            headers.insert(AUTHORIZATION, bearer.clone());
+        }
+        let answer = async {
+            let answer = sender.send_request(request).await?;
+            read(answer).await
+        };
+        tokio::pin!(connection);
+        tokio::pin!(answer);
+        tokio::select! {
+            answer = &mut answer => answer,
+            ended = &mut connection => {
+                ended?;
+                answer.await
+            }
+        }
+    }
+}
+
+async fn read(answer: Response<Incoming>) -> anyhow::Result<(StatusCode, Bytes)> {
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+    let body = body.map_err(|error| anyhow!("the answer broke off: {error}"))?;
+    Ok((status, body.to_bytes()))
+}
+
+/// What a hub's refusal says, and what to do about it.
+fn refusal(status: StatusCode, answer: &Value, with_token: bool) -> anyhow::Error {
+    let code = answer["error"].as_str().unwrap_or("unknown");
+    if status == StatusCode::UNAUTHORIZED {
+        return match with_token {
+            true => {
+                anyhow!("the hub does not take this token; it must be that of its admin.token_file")
+            }
+            false => anyhow!("the hub wants a token: name the file with --token-file"),
+        };
+    }
+    match answer["detail"].as_str() {
+        Some(detail) => anyhow!("the hub refuses ({code}): {detail}"),
+        None => anyhow!("the hub refuses: {code} ({status})"),
+    }
+}
+
+fn parse_url(text: &str) -> anyhow::Result<WsUrl> {
+    let ws = match text.trim().split_once("://") {
+        Some(("http", rest)) => format!("ws://{rest}"),
+        Some(("https", rest)) => format!("wss://{rest}"),
+        _ => bail!("--url {text}: must be http://HOST:PORT or https://HOST:PORT"),
+    };
+    let url: WsUrl = ws.parse().with_context(|| format!("--url {text}"))?;
+    ensure!(
+        matches!(url.uri().path(), "" | "/") && url.uri().query().is_none(),
+        "--url {text}: only the address belongs here, without a path"
+    );
+    Ok(url)
+}
+
+fn bearer(file: &PathBuf) -> anyhow::Result<HeaderValue> {
+    let place = || format!("--token-file {}", file.display());
+    let mut text = String::new();
+    let opened = std::fs::File::open(file).with_context(place)?;
+    opened
+        .take(MAX_TOKEN + 1)
+        .read_to_string(&mut text)
+        .with_context(place)?;
+    let token = text.trim();
+    let fits = !token.is_empty() && text.len() as u64 <= MAX_TOKEN;
+    ensure!(
+        fits && token.bytes().all(|byte| byte.is_ascii_graphic()),
+        "{}: must hold one token, printable characters without spaces",
+        place()
+    );
+    let mut bearer = HeaderValue::try_from(format!("Bearer {token}"))?;
+    bearer.set_sensitive(true);
+    Ok(bearer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_addresses() {
+        let authority = |text| parse_url(text).map(|url| (url.is_tls(), url.authority()));
+        let good = |text| authority(text).expect("good");
+        assert_eq!(
+            good("http://127.0.0.1:8766/"),
+            (false, "127.0.0.1:8766".into())
+        );
+        assert_eq!(
+            good("https://hub.example"),
+            (true, "hub.example:443".into())
+        );
+        for text in [
+            "127.0.0.1:8766",
+            "ws://hub",
+            "http://hub/api",
+            "http://hub?x",
+            "http://",
+        ] {
+            let error = format!("{:#}", authority(text).expect_err(text));
+            assert!(error.contains("--url"), "{error}");
+        }
+    }
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let told = |status, answer, with_token| refusal(status, &answer, with_token).to_string();
+        let unauthorized = StatusCode::UNAUTHORIZED;
+        assert!(told(unauthorized, Value::Null, false).contains("--token-file"));
+        assert!(told(unauthorized, Value::Null, true).contains("admin.token_file"));
+        let rejected = serde_json::json!({"error": "config_rejected", "detail": "cloud.yaml:3"});
+        let told = told(StatusCode::UNPROCESSABLE_ENTITY, rejected, false);
+        assert!(told.contains("config_rejected") && told.contains("cloud.yaml:3"));
+    }
+}

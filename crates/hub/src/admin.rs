@@ -1,0 +1,271 @@
+//! The admin API: shows what the hub does to those who run it, and does what they ask.
+//!
+//! It has a port of its own, on loopback unless configured otherwise. No browser has business here:
+//! see [`access`]. Reading is GET, acting is POST, and every action is an audit record.
+
+mod access;
+mod orders;
+mod page;
+mod route;
+mod view;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use http::StatusCode;
+use nowconnect_link::quiet::Quiet;
+use nowconnect_proto::Reason;
+use nowconnect_settings::Effective;
+use parking_lot::Mutex;
+use serde_json::json;
+
+use crate::config::HubConfig;
+use crate::listener::Listener;
+use crate::metrics::Metrics;
+use crate::router::Router;
+use crate::server::{Answer, Call, Health, Respond, Stage, answer};
+use crate::tunnels::Tunnels;
+
+pub use access::{Token, TokenError};
+pub use orders::{Order, Orders, Reloaded};
+
+use access::Refused;
+use page::Page;
+use route::Route;
+
+/// The description of this API.
+const OPENAPI: &str = include_str!("admin/openapi.json");
+
+/// The parts of the hub that it shows and acts on.
+pub struct Scope {
+    /// Readiness.
+    pub health: Arc<Health>,
+    /// Agents.
+    pub tunnels: Arc<Tunnels>,
+    /// Flows.
+    pub router: Arc<Router>,
+    /// Ports for clients.
+    pub listeners: Arc<Mutex<Vec<Listener>>>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Answers requests to the admin API.
+pub struct Admin {
+    scope: Scope,
+    rules: ArcSwap<Rules>,
+    shown: ArcSwap<Shown>,
+    orders: orders::Sender,
+    /// Whether the port speaks TLS.
+    tls: bool,
+    started: Instant,
+    quiet: Quiet,
+}
+
+/// What a reload may change.
+struct Rules {
+    replica_id: String,
+    drain_timeout: Duration,
+    token: Option<Token>,
+}
+
+impl Rules {
+    fn new(config: &HubConfig, token: Option<Token>) -> Self {
+        Self {
+            replica_id: config.ha.replica_id.clone(),
+            drain_timeout: config.limits.drain_timeout,
+            token,
+        }
+    }
+}
+
+/// The configuration in effect, as it may be shown.
+#[derive(Default)]
+struct Shown {
+    config: Option<Effective>,
+    needs_restart: Vec<&'static str>,
+}
+
+impl Admin {
+    /// The API over `scope`, and the orders that it takes in.
+    pub fn new(
+        scope: Scope,
+        config: &HubConfig,
+        token: Option<Token>,
+        tls: bool,
+    ) -> (Arc<Self>, Orders) {
+        let (sender, orders) = orders::channel();
+        let admin = Self {
+            scope,
+            rules: ArcSwap::from_pointee(Rules::new(config, token)),
+            shown: ArcSwap::default(),
+            orders: sender,
+            tls,
+            started: Instant::now(),
+            quiet: Quiet::default(),
+        };
+        (Arc::new(admin), orders)
+    }
+
+    /// Puts another configuration and token in force.
+    pub fn set_rules(&self, config: &HubConfig, token: Option<Token>) {
+        self.rules.store(Arc::new(Rules::new(config, token)));
+    }
+
+    /// Shows `effective` from now on, except that the keys in `needs_restart` keep their values.
+    pub fn show(&self, mut effective: Effective, needs_restart: Vec<&'static str>) {
+        if let Some(running) = &self.shown.load().config {
+            for key in &needs_restart {
+                effective.keep(running, key);
+            }
+        }
+        self.shown.store(Arc::new(Shown {
+            config: Some(effective),
+            needs_restart,
+        }));
+    }
+
+    /// Whether its port speaks TLS.
+    pub fn tls(&self) -> bool {
+        self.tls
+    }
+
+    async fn serve(&self, call: &Call) -> Result<Answer, Refused> {
+        let request = &call.request;
+        access::check_origin(request, self.tls)?;
+        if let Some(token) = &self.rules.load().token {
+            access::check_token(request, token)?;
+        }
+        let Some(route) = Route::parse(request.uri().path()) else {
+            let detail = "the paths are in /api/v1/openapi.json";
+            return Ok(answer::explained(
+                StatusCode::NOT_FOUND,
+                "not_found",
+                detail,
+            ));
+        };
+        if !route.takes(request.method()) {
+            return Ok(answer::method_not_allowed(route.methods()));
+        }
+        Ok(match route {
+            Route::Status => found(&self.status()),
+            Route::Agents => found(&view::agents(&self.scope)),
+            Route::Flows => match Page::parse(request.uri().query().unwrap_or_default()) {
+                Ok(page) => found(&view::flows(&self.scope, &page)),
+                Err(detail) => answer::explained(StatusCode::BAD_REQUEST, "bad_query", &detail),
+            },
+            Route::Mesh => {
+                let mode = self.scope.health.mode();
+                found(&json!({ "mode": mode.as_str(), "links": [] }))
+            }
+            Route::Config => self.config(),
+            Route::OpenApi => answer::body(StatusCode::OK, "application/json", OPENAPI),
+            Route::Disconnect(agent_id) => self.disconnect(agent_id, call.peer),
+            Route::Reload => self.reload(call.peer).await,
+            Route::Drain => self.drain(call.peer),
+        })
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let (_, mut status) = self.scope.health.readiness(false);
+        let shown = self.shown.load();
+        view::describe(&self.scope, &mut status);
+        status["replica_id"] = self.rules.load().replica_id.as_str().into();
+        status["version"] = env!("CARGO_PKG_VERSION").into();
+        status["uptime_sec"] = self.started.elapsed().as_secs().into();
+        status["needs_restart"] = json!(shown.needs_restart);
+        status
+    }
+
+    fn config(&self) -> Answer {
+        let shown = self.shown.load();
+        found(&json!({ "config": shown.config, "needs_restart": shown.needs_restart }))
+    }
+
+    fn disconnect(&self, agent_id: &str, peer: SocketAddr) -> Answer {
+        let mut sessions = self.scope.tunnels.directory().sessions();
+        sessions.retain(|session| *session.agent_id == *agent_id);
+        tracing::info!(
+            event = "admin_action",
+            action = "disconnect",
+            agent_id = agent_id.get(..64).unwrap_or(agent_id),
+            tunnels = sessions.len(),
+            %peer,
+            audit = true,
+        );
+        if sessions.is_empty() {
+            let detail = "no agent of this id is connected to this hub";
+            return answer::explained(StatusCode::NOT_FOUND, "unknown_agent", detail);
+        }
+        for session in &sessions {
+            session.link().close(Reason::Unspecified);
+        }
+        found(&json!({ "agent_id": agent_id, "tunnels": sessions.len() }))
+    }
+
+    async fn reload(&self, peer: SocketAddr) -> Answer {
+        tracing::info!(event = "admin_action", action = "reload", %peer, audit = true);
+        match self.orders.reload().await {
+            Ok(Ok(needs_restart)) => {
+                found(&json!({ "result": "applied", "needs_restart": needs_restart }))
+            }
+            Ok(Err(problem)) => {
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                answer::explained(status, "config_rejected", &problem)
+            }
+            Err(refused) => refused,
+        }
+    }
+
+    fn drain(&self, peer: SocketAddr) -> Answer {
+        tracing::info!(event = "admin_action", action = "drain", %peer, audit = true);
+        if self.scope.health.stage() != Stage::Draining
+            && let Err(refused) = self.orders.drain()
+        {
+            return refused;
+        }
+        let report = json!({
+            "status": "draining",
+            "flows": self.scope.router.count(),
+            "agents": self.scope.tunnels.directory().agents(),
+            "drain_timeout_sec": self.rules.load().drain_timeout.as_secs(),
+        });
+        answer::json(StatusCode::ACCEPTED, &report)
+    }
+}
+
+fn found(report: &serde_json::Value) -> Answer {
+    answer::json(StatusCode::OK, report)
+}
+
+impl Respond for Admin {
+    async fn answer(&self, call: Call) -> Answer {
+        if call.busy {
+            return answer::unavailable("busy", 5);
+        }
+        self.serve(&call).await.unwrap_or_else(|refused| {
+            if let Some(suppressed) = self.quiet.pass() {
+                tracing::warn!(
+                    event = "admin_refused",
+                    reason = refused.code,
+                    peer = %call.peer,
+                    suppressed,
+                    audit = true,
+                );
+            }
+            refused.into_answer()
+        })
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.scope.metrics
+    }
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,244 @@
+//! Who may use the admin API.
+//!
+//! Loopback keeps other machines out, but not the browser of whoever sits at this one: any page may
+//! make it send requests here. Such a request names its `Origin`, and after a rebinding of the
+//! page's name to this address it names a `Host` that is no address; both are refused. With a token
+//! configured nobody gets in without.
+
+use std::fmt;
+use std::io::Read as _;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use http::header::{AUTHORIZATION, CONNECTION, HOST, ORIGIN, WWW_AUTHENTICATE};
+use http::uri::Authority;
+use http::{HeaderValue, Request, StatusCode};
+use nowconnect_settings::Secret;
+
+use crate::server::{Answer, answer};
+
+/// Bytes of the longest token file that is read.
+const MAX_TOKEN_BYTES: u64 = 4096;
+
+/// The bearer token that opens the admin API.
+#[derive(Debug)]
+pub struct Token(Secret);
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The file cannot be read.
+    #[error("admin.token_file: cannot read {}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file holds something else.
+    #[error(
+        "admin.token_file: {} must hold one token, up to 4096 printable characters without spaces",
+        .0.display()
+    )]
+    Content(PathBuf),
+}
+
+impl Token {
+    /// Reads a token; white space around it does not count. Blocks on file I/O.
+    ///
+    /// # Errors
+    /// The file cannot be read, or does not hold one token.
+    pub fn load(path: &Path) -> Result<Self, TokenError> {
+        let mut text = String::new();
+        std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_TOKEN_BYTES + 1).read_to_string(&mut text))
+            .map_err(|source| TokenError::Read {
+                path: path.to_owned(),
+                source,
+            })?;
+        let token = text.trim();
+        let fits = !token.is_empty() && text.len() as u64 <= MAX_TOKEN_BYTES;
+        if !fits || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(TokenError::Content(path.to_owned()));
+        }
+        Ok(Self(Secret::new(token)))
+    }
+
+    /// Compares without telling by its duration where the first difference is.
+    fn matches(&self, shown: &[u8]) -> bool {
+        let token = self.0.expose().as_bytes();
+        let differences = token.iter().zip(shown).fold(0, |acc, (a, b)| acc | (a ^ b));
+        token.len() == shown.len() && std::hint::black_box(differences) == 0
+    }
+}
+
+/// Why somebody is not let in.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) code: &'static str,
+    status: StatusCode,
+    detail: &'static str,
+}
+
+impl Refused {
+    const ORIGIN: Self = Self::forbidden("origin", "requests of web pages are not answered");
+    const HOST: Self = Self::forbidden(
+        "host",
+        "name the hub by its IP address or as localhost, or use https",
+    );
+    const TOKEN: Self = Self {
+        code: "unauthorized",
+        status: StatusCode::UNAUTHORIZED,
+        detail: "show the token of admin.token_file: Authorization: Bearer ...",
+    };
+
+    const fn forbidden(code: &'static str, detail: &'static str) -> Self {
+        Self {
+            code,
+            status: StatusCode::FORBIDDEN,
+            detail,
+        }
+    }
+
+    pub(super) fn into_answer(self) -> Answer {
+        let mut answer = answer::explained(self.status, self.code, self.detail);
+        let headers = answer.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        answer
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.code)
+    }
+}
+
+/// Refuses what a browser sends on behalf of a page. Over TLS any host name will do: who connects
+/// under a name has checked that the certificate is for it.
+pub(super) fn check_origin<B>(request: &Request<B>, tls: bool) -> Result<(), Refused> {
+    let headers = request.headers();
+    if headers.contains_key(ORIGIN) {
+        return Err(Refused::ORIGIN);
+    }
+    let mut hosts = headers.get_all(HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return Err(Refused::HOST);
+    };
+    let host = Authority::try_from(host.as_bytes()).map_err(|_| Refused::HOST)?;
+    // The absolute form of a request names the host once more, and takes precedence.
+    let named = [Some(&host), request.uri().authority()];
+    let safe = |authority: &Authority| tls || is_address(authority.host());
+    match named.into_iter().flatten().all(safe) {
+        true => Ok(()),
+        false => Err(Refused::HOST),
+    }
+}
+
+/// Whether no DNS server has a say in where `host` leads.
+fn is_address(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare.parse::<IpAddr>().is_ok() || bare.eq_ignore_ascii_case("localhost")
+}
+
+/// Refuses who does not show the token.
+pub(super) fn check_token<B>(request: &Request<B>, token: &Token) -> Result<(), Refused> {
+    let mut values = request.headers().get_all(AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return Err(Refused::TOKEN);
+    };
+    let (scheme, shown) = value.as_bytes().split_at(value.len().min(7));
+    match scheme.eq_ignore_ascii_case(b"bearer ") && token.matches(shown.trim_ascii()) {
+        true => Ok(()),
+        false => Err(Refused::TOKEN),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(uri: &str, headers: &[(&str, &str)]) -> Request<()> {
+        let mut builder = Request::builder().uri(uri);
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).expect("a request")
+    }
+
+    #[test]
+    fn pages_and_rebound_names_are_refused() {
+        let judge = |uri, headers: &[_], tls| check_origin(&request(uri, headers), tls);
+        for host in ["127.0.0.1:8766", "[::1]:8766", "10.1.2.3", "LocalHost:1"] {
+            assert_eq!(judge("/", &[("host", host)], false), Ok(()), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "127.0.0.1.evil.example:8766",
+            "localhost.evil",
+            "a@b c",
+            "",
+        ] {
+            assert_eq!(
+                judge("/", &[("host", host)], false),
+                Err(Refused::HOST),
+                "{host}"
+            );
+        }
+        assert_eq!(judge("/", &[("host", "hub.example")], true), Ok(()));
+        assert_eq!(judge("/", &[], false), Err(Refused::HOST));
+        let own = ("host", "127.0.0.1");
+        assert_eq!(judge("/", &[own, own], true), Err(Refused::HOST));
+        assert_eq!(
+            judge("http://evil.example/", &[own], false),
+            Err(Refused::HOST)
+        );
+        for origin in ["null", "https://evil.example", "http://127.0.0.1"] {
+            assert_eq!(
+                judge("/", &[own, ("origin", origin)], true),
+                Err(Refused::ORIGIN)
+            );
+        }
+    }
+
+    #[test]
+    fn only_the_very_token_opens() {
+        let token = Token(Secret::new("s3cret"));
+        let judge = |value| check_token(&request("/", &[("authorization", value)]), &token);
+        assert_eq!(judge("Bearer s3cret"), Ok(()));
+        assert_eq!(judge("bearer  s3cret"), Ok(()));
+        for wrong in [
+            "Bearer s3cre",
+            "Bearer s3crets",
+            "Bearer S3cret",
+            "Bearer ",
+            "s3cret",
+            "",
+        ] {
+            assert_eq!(judge(wrong), Err(Refused::TOKEN), "{wrong}");
+        }
+        let none = check_token(&request("/", &[]), &token);
+        assert_eq!(none, Err(Refused::TOKEN));
+        let right = ("authorization", "Bearer s3cret");
+        let twice = check_token(&request("/", &[right, right]), &token);
+        assert_eq!(twice, Err(Refused::TOKEN));
+    }
+
+    #[test]
+    fn a_token_file_holds_one_token() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("token");
+        let load = |text: &str| {
+            std::fs::write(&path, text).expect("written");
+            Token::load(&path)
+        };
+        assert!(load(" abc\n").is_ok_and(|token| token.matches(b"abc")));
+        for text in ["", "\n", "two words", "geheim\u{e4}", &"x".repeat(5000)] {
+            assert!(load(text).is_err_and(|error| error.to_string().contains("token")));
+        }
+        assert!(Token::load(&dir.path().join("none")).is_err());
+    }
+}
