@@ -66,6 +66,11 @@ pub enum StartError {
     /// A hub's URL is none.
     #[error("tunnel.url: {0}")]
     Url(#[from] WsUrlError),
+    /// More flows than the memory that was set aside at the start can take.
+    #[error(
+        "limits.max_inflight_cids: this process has memory for {0} flows; restart it for {1}, or allow fewer"
+    )]
+    Memory(u64, usize),
 }
 
 impl Agent {
@@ -180,12 +185,13 @@ impl Agent {
             self.reject_reload(&error);
             return Err(error);
         }
-        let pending = needs_restart(&self.config.borrow(), &config);
-        // The running process keeps its name; every tunnel of it must carry the same one.
-        config
-            .tunnel
-            .agent_id
-            .clone_from(&self.config.borrow().tunnel.agent_id);
+        let pending = config.keep_fixed(&self.config.borrow());
+        let flows = config.limits.max_inflight_cids;
+        if let Err(most) = self.flows.reserve(flows) {
+            let error = StartError::Memory(most, flows);
+            self.reject_reload(&error);
+            return Err(error);
+        }
         self.flows.set_limits(config.limits.clone());
         self.flows.targets().replace(&config);
         self.flows.end_removed();
@@ -278,29 +284,6 @@ async fn check(config: &AgentConfig, uplink: &Arc<Uplink>) -> Result<(), StartEr
         // The runtime is shutting down.
         Err(_) => Ok(()),
     }
-}
-
-fn needs_restart(old: &AgentConfig, new: &AgentConfig) -> Vec<&'static str> {
-    let changes = [
-        (
-            "tunnel.agent_id",
-            old.tunnel.agent_id != new.tunnel.agent_id,
-        ),
-        ("health", old.health != new.health),
-        (
-            "observability.metrics_port",
-            metrics_address(old) != metrics_address(new),
-        ),
-        (
-            "limits.memory_budget_mb",
-            old.limits.memory_budget != new.limits.memory_budget,
-        ),
-    ];
-    changes
-        .into_iter()
-        .filter(|(_, changed)| *changed)
-        .map(|(key, _)| key)
-        .collect()
 }
 
 /// Values that are read at a scrape rather than counted.

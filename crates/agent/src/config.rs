@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use http::Uri;
 use nowconnect_settings::{
-    Document, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, describe,
+    Document, Fixed, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, describe,
+    fixed,
 };
 
 mod read;
@@ -31,6 +32,15 @@ pub struct AgentConfig {
     pub health: Option<SocketAddr>,
 }
 
+const FIXED: &[Fixed<AgentConfig>] = &[
+    // Every tunnel of a process must carry the same name.
+    fixed!("tunnel.agent_id", tunnel.agent_id),
+    fixed!("health", health),
+    fixed!("observability.metrics_port", observability.metrics_port),
+    fixed!("observability.log_format", observability.log_format),
+    fixed!("limits.memory_budget_mb", limits.memory_budget),
+];
+
 impl AgentConfig {
     /// Reads and checks a configuration; warnings are in the result.
     ///
@@ -51,6 +61,16 @@ impl AgentConfig {
         read::targets_from_env(&mut document, &source.env);
         document.warn_unknown("NC_", read::OTHER_VARS);
         document.decode(read::read)
+    }
+
+    /// Keys that keep their running value until the process is started again.
+    pub fn fixed_keys() -> impl Iterator<Item = &'static str> {
+        FIXED.iter().map(|fixed| fixed.key)
+    }
+
+    /// Takes the values of those keys from the `running` configuration; names those that differ.
+    pub fn keep_fixed(&mut self, running: &Self) -> Vec<&'static str> {
+        Fixed::keep_running(FIXED, running, self)
     }
 
     /// Every key, for documentation.

@@ -81,6 +81,14 @@ impl Flows {
         self.table.is_empty()
     }
 
+    /// Sets memory aside for so many flows.
+    ///
+    /// # Errors
+    /// There is not enough; how many there may be.
+    pub fn reserve(&self, flows: usize) -> Result<(), u64> {
+        self.engine.budget.reserve(flows)
+    }
+
     /// Other limits, for new flows; the grace for all.
     pub fn set_limits(&self, limits: LimitsConfig) {
         self.limits.store(Arc::new(limits));

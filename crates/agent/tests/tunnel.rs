@@ -270,10 +270,17 @@ async fn a_reload_changes_connectors_and_targets_and_keeps_other_flows() {
     next.targets = targets(&[("ldap", echo), ("web", echo)]);
     next.limits.memory_budget *= 2;
     next.tunnel.agent_id = "premise-02".into();
-    assert_eq!(
-        agent.reload(next).await.expect("taken"),
-        ["tunnel.agent_id", "limits.memory_budget_mb"]
-    );
+    for time in ["first", "again"] {
+        assert_eq!(
+            agent.reload(next.clone()).await.expect("taken"),
+            ["tunnel.agent_id", "limits.memory_budget_mb"],
+            "{time}"
+        );
+    }
+    let mut hungry = next.clone();
+    hungry.limits.max_inflight_cids = 1_000_000;
+    let error = agent.reload(hungry).await.expect_err("refused").to_string();
+    assert!(error.contains("limits.max_inflight_cids"), "{error}");
     let Some(Frame::Update(body)) = soon(session.controls.recv()).await else {
         panic!("no UPDATE")
     };

@@ -72,7 +72,7 @@ impl AgentService {
         let agent = Agent::start(loaded.config)
             .await
             .map_err(|error| match error {
-                StartError::Bind { .. } => Failure::from(error),
+                StartError::Bind { .. } | StartError::Memory(..) => Failure::from(error),
                 StartError::Uplink(_) | StartError::Url(_) => Failure::usage(error),
             })?;
         Ok(Self {

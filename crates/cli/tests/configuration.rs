@@ -77,7 +77,7 @@ fn secrets_are_documented_as_such() {
 fn what_needs_a_restart_is_documented() {
     let (_, below) = DOCUMENT.split_once("\n## Reload\n").unwrap();
     let reload = below.split("\n## ").next().unwrap();
-    for key in HubConfig::fixed_keys() {
+    for key in HubConfig::fixed_keys().chain(AgentConfig::fixed_keys()) {
         assert!(reload.contains(&format!("`{key}`")), "{key}");
     }
 }

@@ -11,6 +11,7 @@
 
 mod effective;
 mod field;
+mod fixed;
 mod load;
 mod logging;
 mod node;
@@ -28,6 +29,7 @@ mod yaml;
 
 pub use effective::{Effective, Shown};
 pub use field::Field;
+pub use fixed::Fixed;
 pub use load::{Document, KeySpec, Loaded, describe, load};
 pub use logging::{LogFormat, LogLevel};
 pub use overlay::{Alias, loosely};

@@ -5,6 +5,8 @@
 
 use std::net::SocketAddr;
 
+use nowconnect_settings::{Fixed, fixed};
+
 use super::{HaMode, HubConfig, ListenerConfig};
 
 /// What differs between the running configuration and a new one.
@@ -32,24 +34,7 @@ impl Change {
     }
 }
 
-/// A key that cannot change live.
-struct Fixed {
-    key: &'static str,
-    same: fn(&HubConfig, &HubConfig) -> bool,
-    keep: fn(&mut HubConfig, &HubConfig),
-}
-
-macro_rules! fixed {
-    ($key:literal, $($field:ident).+) => {
-        Fixed {
-            key: $key,
-            same: |old, new| old.$($field).+ == new.$($field).+,
-            keep: |config, old| config.$($field).+ = old.$($field).+.clone(),
-        }
-    };
-}
-
-const FIXED: &[Fixed] = &[
+const FIXED: &[Fixed<HubConfig>] = &[
     Fixed {
         key: "tunnel.host",
         same: |old, new| old.tunnel.bind.ip() == new.tunnel.bind.ip(),
@@ -105,11 +90,7 @@ impl HubConfig {
     /// What a running hub has to do to go over to `new`.
     pub fn diff(&self, new: &Self) -> Change {
         let mut config = new.clone();
-        let mut needs_restart = Vec::new();
-        for fixed in FIXED.iter().filter(|fixed| !(fixed.same)(self, new)) {
-            (fixed.keep)(&mut config, self);
-            needs_restart.push(fixed.key);
-        }
+        let needs_restart = Fixed::keep_running(FIXED, self, &mut config);
         let on = |listeners: &[ListenerConfig], bind| listeners.iter().any(|l| l.bind == bind);
         let listeners = |keep: &dyn Fn(&ListenerConfig) -> bool| {
             config
