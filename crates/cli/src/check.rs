@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use nowconnect_agent::config::AgentConfig;
 use nowconnect_hub::config::HubConfig;
+use nowconnect_hub::hub::refuse_unavailable;
 use nowconnect_settings::{
     Document, Effective, Env, KeySpec, Loaded, Problem, Problems, Severity, Source,
 };
@@ -47,7 +48,7 @@ enum Kind {
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let source = Source::new(args.config, Env::of_process());
     let checked = kind(&source, args.kind).and_then(|kind| match kind {
-        Kind::Hub => HubConfig::inspect(&source).map(|loaded| Checked::hub(&loaded)),
+        Kind::Hub => HubConfig::inspect(&source).and_then(|loaded| Checked::hub(&loaded)),
         Kind::Agent => AgentConfig::inspect(&source).map(|loaded| Checked::agent(&loaded)),
     });
     let checked = match checked {
@@ -88,15 +89,20 @@ struct Checked {
 }
 
 impl Checked {
-    fn hub(loaded: &Loaded<HubConfig>) -> Self {
+    fn hub(loaded: &Loaded<HubConfig>) -> Result<Self, Problems> {
         let config = &loaded.config;
+        if let Err(error) = refuse_unavailable(config) {
+            let file = loaded.file.clone();
+            let problem = Problem::new(error.to_string());
+            return Err(Problem { file, ..problem }.into());
+        }
         let what = format!(
             "{} listeners, {} peers, HA {}",
             config.listeners.len(),
             config.ha.mesh.peers.len(),
             config.ha.mode
         );
-        Self::new("hub", &what, loaded)
+        Ok(Self::new("hub", &what, loaded))
     }
 
     fn agent(loaded: &Loaded<AgentConfig>) -> Self {

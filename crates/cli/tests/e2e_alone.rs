@@ -53,10 +53,12 @@ async fn checks_that_this_version_cannot_make_stop_the_start() -> Result<()> {
         ("security.fapi_mode: 2", "security: { fapi_mode: 2 }\n"),
     ] {
         let file = lab.write("cloud.yaml", text)?;
-        let done = lab.run(&["hub", "--config", &file]).await?;
-        ensure!(done.status.code() == Some(2), "{done:?}");
-        ensure!(done.stderr.contains(key), "{done:?}");
-        ensure!(done.stderr.contains("remove the key"), "{done:?}");
+        for command in ["check", "hub"] {
+            let done = lab.run(&[command, "--config", &file]).await?;
+            ensure!(done.status.code() == Some(2), "{done:?}");
+            ensure!(done.stderr.contains(key), "{done:?}");
+            ensure!(done.stderr.contains("remove the key"), "{done:?}");
+        }
     }
     Ok(())
 }

@@ -350,7 +350,10 @@ impl Hub {
 }
 
 /// Refuses keys that would be obeyed only in part.
-fn refuse_unavailable(config: &HubConfig) -> Result<(), HubError> {
+///
+/// # Errors
+/// [`HubError::Unavailable`] names the key.
+pub fn refuse_unavailable(config: &HubConfig) -> Result<(), HubError> {
     if config.security.fapi_mode == FapiMode::Dpop {
         return Err(HubError::Unavailable("security.fapi_mode: 2"));
     }
