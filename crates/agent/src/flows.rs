@@ -137,7 +137,12 @@ impl Flows {
                 }
             });
         }
-        if open.mode == OpenMode::Resume || self.table.ended_recently(open.cid) {
+        let unknown = match open.mode {
+            OpenMode::New => false,
+            OpenMode::Resume => true,
+            OpenMode::ResumeOrNew => self.table.ended_recently(open.cid),
+        };
+        if unknown {
             return Err(Reason::UnknownFlow);
         }
         if self.draining.load(Ordering::Relaxed) {

@@ -246,7 +246,7 @@ impl Tunnels {
     pub(crate) fn count_lost(&self, reason: Reason) {
         let result = match reason {
             Reason::ResumeExpired => "expired",
-            Reason::UnknownFlow => "refused",
+            Reason::UnknownFlow | Reason::AgentRestarted => "refused",
             _ => return,
         };
         self.metrics.flows.resumes.with([result]).inc();

@@ -26,7 +26,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
 pub use events::{FlowEvents, Label, Summary};
-pub(crate) use outward::Wants;
+pub(crate) use outward::Turn;
 use state::State;
 
 use crate::counters::{Engine, FlowCounters};
@@ -142,6 +142,7 @@ impl SocketFlow {
                 stalled_ms: None,
                 fin_given: false,
                 waiting: false,
+                mark: 0,
                 owing: false,
                 borrowed: 0,
                 shown: 0,
@@ -327,6 +328,9 @@ impl SocketFlow {
     ) -> Result<(), Reason> {
         self.leave_carrier(Some(link));
         let mut state = self.state.lock();
+        if state.closed || state.flow.is_over() {
+            return Err(Reason::UnknownFlow);
+        }
         let first_window = link.peer().first_window;
         state
             .flow
@@ -349,9 +353,13 @@ impl SocketFlow {
         self.queued.swap(queued, Ordering::AcqRel) != queued
     }
 
-    /// Marks the flow as waiting for room on its link; true when it was not.
-    pub(crate) fn set_waiting(&self) -> bool {
-        !std::mem::replace(&mut self.state.lock().waiting, true)
+    /// `link` was woken for the flow, or would have been. If another one carries the flow by now, it
+    /// was not woken, because the flow was in a queue already.
+    pub(crate) fn pass_on(self: &Arc<Self>, link: &Arc<Link>) {
+        self.set_queued(false);
+        if !self.is_carried_by(link) {
+            self.wake_by_ref();
+        }
     }
 
     /// The link is gone; `resumable` tells whether another may carry the flow.
@@ -436,7 +444,8 @@ impl SocketFlow {
             }
             (self.summary(&state), state.id)
         };
-        if let Some(link) = self.carrier.lock().take() {
+        let link = self.carrier.lock().take();
+        if let Some(link) = link {
             link.forget(id, self);
         }
         self.events.closed(self, summary);

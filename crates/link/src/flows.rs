@@ -1,6 +1,6 @@
 //! All flows of a process, by name: found again when a path comes back, swept when it does not.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,14 +11,32 @@ use crate::counters::Engine;
 use crate::endpoint::SocketFlow;
 
 /// Names of ended flows kept at most.
-const REMEMBERED: usize = 4096;
+const REMEMBERED: usize = 16_384;
 
 /// The flows of a hub or an agent.
 #[derive(Debug)]
 pub struct FlowTable {
     engine: Arc<Engine>,
     flows: Mutex<HashMap<Cid, Entry>>,
-    ended: Mutex<VecDeque<(Cid, u64)>>,
+    ended: Mutex<Ended>,
+}
+
+/// Flows that ended a while ago.
+#[derive(Debug, Default)]
+struct Ended {
+    names: HashSet<Cid>,
+    /// In order, with the time of their end.
+    order: VecDeque<(Cid, u64)>,
+    /// When the latest ended that had to be forgotten too early.
+    forgotten: Option<u64>,
+}
+
+impl Ended {
+    fn forget_first(&mut self) -> Option<u64> {
+        let (cid, at) = self.order.pop_front()?;
+        self.names.remove(&cid);
+        Some(at)
+    }
 }
 
 #[derive(Debug)]
@@ -110,13 +128,12 @@ impl FlowTable {
         }
         let now = self.engine.now_ms();
         let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let is_past = |at: u64| now.saturating_sub(at) >= grace;
         let mut ended = self.ended.lock();
-        while ended
-            .front()
-            .is_some_and(|(_, at)| now.saturating_sub(*at) >= grace)
-        {
-            ended.pop_front();
+        while ended.order.front().is_some_and(|(_, at)| is_past(*at)) {
+            ended.forget_first();
         }
+        ended.forgotten = ended.forgotten.filter(|at| !is_past(*at));
     }
 
     /// Target end: remembers for a while that this flow was reset here after its target was
@@ -124,15 +141,41 @@ impl FlowTable {
     /// if it had never been answered; to dial then would repeat bytes to the target.
     pub fn remember_ended(&self, cid: Cid) {
         let mut ended = self.ended.lock();
-        if ended.len() >= REMEMBERED {
-            ended.pop_front();
+        if ended.order.len() >= REMEMBERED {
+            ended.forgotten = ended.forget_first();
         }
-        ended.push_back((cid, self.engine.now_ms()));
+        ended.names.insert(cid);
+        ended.order.push_back((cid, self.engine.now_ms()));
     }
 
-    /// Whether the flow is one of those.
+    /// Whether the flow is one of those, or may be: where too many ended to remember them all,
+    /// nobody can tell.
     #[must_use]
     pub fn ended_recently(&self, cid: Cid) -> bool {
-        self.ended.lock().iter().any(|(ended, _)| *ended == cid)
+        let ended = self.ended.lock();
+        ended.forgotten.is_some() || ended.names.contains(&cid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+    use crate::counters::EngineCounters;
+
+    #[test]
+    fn what_had_to_be_forgotten_is_taken_for_ended() {
+        let engine = Engine::new(Budget::new(1 << 20, 1), EngineCounters::default());
+        let table = FlowTable::new(&Arc::new(engine));
+        let first = Cid::generate();
+        table.remember_ended(first);
+        assert!(!table.ended_recently(Cid::generate()));
+        for _ in 0..REMEMBERED {
+            table.remember_ended(Cid::generate());
+        }
+        assert!(table.ended_recently(first));
+        table.sweep(Duration::ZERO);
+        assert!(!table.ended_recently(first));
+        assert!(table.ended.lock().names.is_empty());
     }
 }

@@ -19,6 +19,8 @@ const COPY_BELOW: usize = 8 * 1024;
 const MESSAGE_UP_TO: usize = 16 * 1024;
 /// No more frames are asked for while this much waits.
 const HIGH_WATER: usize = 256 * 1024;
+/// Nothing at all is put in front of the connection while this much waits.
+const FLOOD: usize = 2 * HIGH_WATER;
 /// Segments handed to one vectored write.
 const SLICES: usize = 32;
 
@@ -30,6 +32,8 @@ pub(crate) struct Outgoing {
     batch: Option<Batch>,
     sealed: VecDeque<Bytes>,
     sealed_len: usize,
+    /// Bytes sealed so far.
+    sealed_ever: u64,
     flushed: bool,
 }
 
@@ -41,6 +45,7 @@ impl Outgoing {
             batch: None,
             sealed: VecDeque::new(),
             sealed_len: 0,
+            sealed_ever: 0,
             flushed: true,
         }
     }
@@ -48,6 +53,16 @@ impl Outgoing {
     /// Whether enough waits for now.
     pub(crate) fn is_full(&self) -> bool {
         self.sealed_len + self.staging.len() >= HIGH_WATER
+    }
+
+    /// Whether so much waits that even answers must wait elsewhere.
+    pub(crate) fn is_flooded(&self) -> bool {
+        self.sealed_len + self.staging.len() >= FLOOD
+    }
+
+    /// Bytes that were ever appended.
+    pub(crate) fn appended(&self) -> u64 {
+        self.sealed_ever + self.staging.len() as u64
     }
 
     /// Whether everything was written and flushed.
@@ -113,6 +128,7 @@ impl Outgoing {
 
     fn append(&mut self, bytes: Bytes) {
         self.sealed_len += bytes.len();
+        self.sealed_ever += bytes.len() as u64;
         self.sealed.push_back(bytes);
         self.flushed = false;
     }

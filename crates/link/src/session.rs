@@ -5,6 +5,10 @@
 
 pub mod carrier;
 pub mod driver;
+mod pace;
+#[cfg(test)]
+mod tests;
+mod turns;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -24,8 +28,9 @@ use crate::shards::Resident;
 pub use carrier::{Carrier, CarrierError};
 pub use driver::{LinkClosed, start};
 
-/// Most frames of the link itself that may wait; more are a bug or an attack.
-const MOST_CONTROL: usize = 1024;
+/// Most frames of the link itself that may wait: as many refusals as one read can bring OPENs, and
+/// more. Beyond is a peer that asks and does not listen.
+const MOST_CONTROL: usize = 8192;
 
 /// Which way flows are opened on a link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -268,13 +273,15 @@ impl Link {
     // ---- for flows ------------------------------------------------------------------------------
 
     /// The flow wants a turn.
-    pub(crate) fn ready(&self, flow: &Arc<SocketFlow>) {
+    pub(crate) fn ready(self: &Arc<Self>, flow: &Arc<SocketFlow>) {
         if flow.set_queued(true) {
             let mut queue = self.queue.lock();
             if !queue.closed {
                 queue.ready.push_back(Arc::clone(flow));
-                queue.wake();
+                return queue.wake();
             }
+            drop(queue);
+            flow.pass_on(self);
         }
     }
 

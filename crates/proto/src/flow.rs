@@ -385,7 +385,7 @@ impl Flow {
 
     /// What to put on the path next, or `None` when there is nothing or it may not be sent yet.
     /// Acknowledgements that are not urgent are left for later unless `flush` is set or data goes
-    /// the same way anyway.
+    /// the same way anyway. With a `max_payload` of 0, data is left for later.
     pub fn next_step(&mut self, max_payload: usize, flush: bool) -> Option<Step> {
         match self.path {
             Path::Detached => return None,
@@ -419,8 +419,12 @@ impl Flow {
         }
         let data_end = self.end().min(self.limit);
         let has_data = self.cursor < data_end;
-        if self.credit_due(flush || has_data) && self.path == Path::Live {
+        let takes_data = has_data && max_payload > 0;
+        if self.credit_due(flush || takes_data) && self.path == Path::Live {
             return Some(self.credit_step());
+        }
+        if has_data && !takes_data {
+            return None;
         }
         if has_data {
             let most = usize::try_from(data_end - self.cursor)

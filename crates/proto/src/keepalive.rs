@@ -52,9 +52,18 @@ impl Keepalive {
         if now < self.next {
             return Beat::Wait(self.next);
         }
+        self.ping_now(now).map_or(Beat::Wait(self.next), Beat::Ping)
+    }
+
+    /// A ping ahead of time, for who wants to know how the path is doing; `None` while another one is
+    /// not answered.
+    pub fn ping_now(&mut self, now: u64) -> Option<u64> {
+        if self.waiting_since.is_some() {
+            return None;
+        }
         self.next = now.saturating_add(self.interval);
         self.waiting_since = Some(now);
-        Beat::Ping(now)
+        Some(now)
     }
 
     /// A pong came; returns the round-trip time when it answers the ping that is
@@ -82,6 +91,16 @@ mod tests {
         assert_eq!(keepalive.poll(5000), Beat::Ping(5000));
         assert_eq!(keepalive.poll(14_999), Beat::Wait(15_000));
         assert_eq!(keepalive.poll(15_000), Beat::Dead);
+    }
+
+    #[test]
+    fn a_ping_ahead_of_time_counts_like_any_other() {
+        let mut keepalive = Keepalive::new(5000, 10_000, 0);
+        assert_eq!(keepalive.ping_now(1000), Some(1000));
+        assert_eq!(keepalive.ping_now(1001), None);
+        assert_eq!(keepalive.poll(10_999), Beat::Wait(11_000));
+        assert_eq!(keepalive.on_pong(1000, 1200), Some(200));
+        assert_eq!(keepalive.poll(1200), Beat::Wait(6000));
     }
 
     #[test]

@@ -231,6 +231,12 @@ async fn a_restarted_agent_ends_its_old_flows_at_once() {
         assert_eq!(transfer::read_to_end(client).await.unwrap().1, End::Reset);
     }
     rig.wait_flows(0).await;
+    rig.wait_metric(
+        "nowconnect_flow_resumes_total",
+        &[("result", "refused")],
+        2.0,
+    )
+    .await;
     assert_eq!(agent.closed().await.reason, Reason::Superseded);
 }
 

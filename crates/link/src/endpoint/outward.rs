@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use nowconnect_proto::flow::Step;
+use nowconnect_proto::flow::{Side, Step};
 use nowconnect_proto::frame::{Frame, Open};
+use nowconnect_proto::{FlowId, Reason};
 use tokio_util::io::poll_read_buf;
 
 use super::SocketFlow;
@@ -17,74 +18,110 @@ use crate::session::Link;
 /// Bytes read from a socket at once at most; also a flow's share of a turn.
 const READ_SIZE: usize = 256 * 1024;
 
-/// What a flow wants after its turn.
+/// A flow's turn on its link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Wants {
-    /// Nothing until it is woken.
-    Nothing,
-    /// Another turn: there is more.
-    Turn,
+pub(crate) struct Turn {
+    /// Where the flow stands among those that wait.
+    pub(crate) mark: u64,
+    /// How many bytes it may put on the link.
+    pub(crate) most: usize,
 }
 
 impl SocketFlow {
-    /// Gives what arrived to the socket, and tells whether the flow has something for the link.
-    pub(crate) fn turn_in(self: &Arc<Self>, link: &Arc<Link>) -> Wants {
-        let now_ms = self.engine.now_ms();
-        let mut state = self.state.lock();
-        if state.closed || !self.is_carried_by(link) {
-            return Wants::Nothing;
-        }
-        self.flush_inbox(&mut state, now_ms, false);
-        // Whether the socket has bytes is seen when it is read; asking costs nothing when not.
-        Wants::Turn
-    }
-
-    /// Gives the flow its turn on the link: frames first, then bytes of the socket, up to about
-    /// [`READ_SIZE`]. `flush` includes acknowledgements that could wait.
-    pub(crate) fn turn_out(
+    /// Gives what arrived to the socket, and to the link what need not wait for room: everything
+    /// but bytes. `flush` includes acknowledgements that could wait. Returns where the flow stands
+    /// if it is to wait for a turn now.
+    pub(crate) fn turn_in(
         self: &Arc<Self>,
         link: &Arc<Link>,
-        scratch: &mut BytesMut,
         flush: bool,
         put: &mut dyn FnMut(Frame),
-    ) -> Wants {
+    ) -> Option<u64> {
+        let now_ms = self.engine.now_ms();
         let mut state = self.state.lock();
-        state.waiting = false;
+        if !self.is_carried_by(link) {
+            drop(state);
+            self.pass_on(link);
+            return None;
+        }
+        if state.closed {
+            let id = state.id;
+            drop(state);
+            self.ended_while_moving(link, id, put);
+            return None;
+        }
         if flush {
             state.owing = false;
         }
-        if state.closed || !self.is_carried_by(link) {
-            return Wants::Nothing;
+        self.flush_inbox(&mut state, now_ms, false);
+        while let Some(step) = state.flow.next_step(0, flush) {
+            self.put_step(&mut state, step, put);
         }
-        let max_payload = link.peer().max_payload;
-        let mut budget = READ_SIZE;
-        let mut wants = Wants::Nothing;
-        loop {
-            while let Some(step) = state.flow.next_step(max_payload, flush) {
-                let n = self.put_step(&mut state, step, put);
-                budget = budget.saturating_sub(n);
-                if budget == 0 {
-                    break;
-                }
-            }
-            if budget == 0 {
-                wants = Wants::Turn;
-                break;
-            }
-            if !self.read_socket(&mut state, scratch, budget) {
-                break;
-            }
-        }
-        if state.flow.ending().is_some() {
-            state.close_socket();
-        }
-        let over = state.flow.is_over();
+        let over = self.settle(&mut state);
+        // Whether the socket has bytes is seen when it is read; asking costs nothing when not.
+        let waits = !over && !flush && !std::mem::replace(&mut state.waiting, true);
+        let mark = state.mark;
         drop(state);
         if over {
             self.finish();
-            return Wants::Nothing;
         }
-        wants
+        waits.then_some(mark)
+    }
+
+    /// Gives the flow its turn on the link: frames first, then bytes of the socket. Returns where
+    /// the flow stands if it is to wait for another turn, because there is more.
+    pub(crate) fn turn_out(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        turn: Turn,
+        scratch: &mut BytesMut,
+        put: &mut dyn FnMut(Frame),
+    ) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.closed || !self.is_carried_by(link) {
+            return None;
+        }
+        state.waiting = false;
+        let max_payload = link.peer().max_payload;
+        let most = turn.most.min(READ_SIZE);
+        let mut left = most;
+        let mut more = true;
+        while more && left > 0 {
+            while left > 0
+                && let Some(step) = state.flow.next_step(max_payload.min(left), false)
+            {
+                left = left.saturating_sub(self.put_step(&mut state, step, put));
+            }
+            more = left > 0 && self.read_socket(&mut state, scratch, left);
+        }
+        state.mark = turn.mark + (most - left) as u64;
+        let over = self.settle(&mut state);
+        let waits = !over && left == 0;
+        state.waiting = waits;
+        let mark = state.mark;
+        drop(state);
+        if over {
+            self.finish();
+        }
+        waits.then_some(mark)
+    }
+
+    /// The flow ended at the very moment that `link` took it.
+    fn ended_while_moving(&self, link: &Link, id: FlowId, put: &mut dyn FnMut(Frame)) {
+        self.carrier.lock().take();
+        link.forget(id, self);
+        if self.side == Side::Target {
+            let reason = Reason::UnknownFlow;
+            put(Frame::Rst { id, reason });
+        }
+    }
+
+    /// Closes the socket of a flow that has ended; whether the link needs no more word of it.
+    fn settle(&self, state: &mut State) -> bool {
+        if state.flow.ending().is_some() {
+            state.close_socket();
+        }
+        state.flow.is_over()
     }
 
     fn put_step(&self, state: &mut State, step: Step, put: &mut dyn FnMut(Frame)) -> usize {

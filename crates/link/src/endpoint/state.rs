@@ -30,6 +30,8 @@ pub(super) struct State {
     pub(super) fin_given: bool,
     /// In its link's list of flows that wait for room to write.
     pub(super) waiting: bool,
+    /// Where it stands among those flows.
+    pub(super) mark: u64,
     /// In its link's list of flows that owe an acknowledgement.
     pub(super) owing: bool,
     /// What was borrowed from the budget.
@@ -55,6 +57,7 @@ impl State {
         self.epoch = epoch;
         self.detached_ms = None;
         self.waiting = false;
+        self.mark = 0;
         self.before = None;
         self.owing = false;
     }

@@ -168,6 +168,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
         }
     }
 
+    /// Puts what the link itself has to say on its way, unless the peer does not listen.
+    pub(super) fn take_control(&mut self, waiting: &mut VecDeque<Frame>, now: u64) {
+        while !self.out.is_flooded()
+            && let Some(frame) = waiting.pop_front()
+        {
+            self.wire
+                .send(frame, now / 1000, &mut self.out, &mut self.frames);
+        }
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, CarrierError>> {
         loop {
             if let Some(frame) = self.next_frame()? {

@@ -20,9 +20,11 @@ use nowconnect_proto::{FlowId, Reason};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::pace::Pace;
+use super::turns::Turns;
 use super::{Carrier, CarrierError, Link, LinkConfig, LinkEvents, Role};
 use crate::counters::Engine;
-use crate::endpoint::{SocketFlow, Wants};
+use crate::endpoint::{SocketFlow, Turn};
 use crate::ws::Opcode;
 
 /// Acknowledgements that can wait are sent after this time at the latest, in microseconds.
@@ -52,6 +54,7 @@ struct Driver<S> {
     events: Arc<dyn LinkEvents>,
     carrier: Carrier<S>,
     keepalive: Keepalive,
+    pace: Pace,
     beat_at: u64,
     /// The peer's latest ping; older ones need no answer.
     pong: Option<u64>,
@@ -60,7 +63,7 @@ struct Driver<S> {
     /// Flows that were woken, being looked at.
     woken: VecDeque<Arc<SocketFlow>>,
     /// Flows that want a turn to write.
-    waiting: VecDeque<Arc<SocketFlow>>,
+    waiting: Turns,
     owing: Vec<Arc<SocketFlow>>,
     owing_due: Option<u64>,
     scratch: BytesMut,
@@ -98,11 +101,12 @@ where
             micros(config.ping_timeout),
             now,
         ),
+        pace: Pace::new(now),
         beat_at: 0,
         pong: None,
         touched: Vec::new(),
         woken: VecDeque::new(),
-        waiting: VecDeque::new(),
+        waiting: Turns::default(),
         owing: Vec::new(),
         owing_due: None,
         scratch: BytesMut::new(),
@@ -160,12 +164,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
         if now >= self.beat_at && self.closing.is_none() {
             match self.keepalive.poll(now) {
-                Beat::Ping(value) if self.link.is_v1() => {
-                    self.carrier
-                        .out
-                        .push_message(Opcode::Ping, &value.to_be_bytes());
-                }
-                Beat::Ping(value) => self.push(Frame::Ping(value)),
+                Beat::Ping(value) => self.ping(value),
                 Beat::Dead => {
                     let reason = Reason::PingTimeout;
                     let detail = if self.carrier.out.is_empty() {
@@ -188,7 +187,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if self.owing_due.is_some_and(|due| now >= due) {
             self.owing_due = None;
             for flow in std::mem::take(&mut self.owing) {
-                self.turn(&flow, true, now);
+                self.turn_in(&flow, true, now);
             }
         }
         if self
@@ -204,8 +203,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
     }
 
+    fn ping(&mut self, value: u64) {
+        if self.link.is_v1() {
+            let out = &mut self.carrier.out;
+            out.push_message(Opcode::Ping, &value.to_be_bytes());
+        } else {
+            self.push(Frame::Ping(value));
+        }
+        self.pace.on_ping(self.carrier.out.appended());
+    }
+
     fn on_pong(&mut self, value: u64, now: u64) {
         if let Some(rtt) = self.keepalive.on_pong(value, now) {
+            self.pace.on_pong(rtt, now);
             self.link.note_rtt(Duration::from_micros(rtt));
             self.beat_at = 0;
         }
@@ -240,7 +250,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
         let mut queue = self.link.queue.lock();
         let close = queue.close.is_some() && self.closing.is_none();
-        if queue.ready.is_empty() && queue.owing.is_empty() && queue.control.is_empty() && !close {
+        // What waits while we are flooded is looked at when bytes have left.
+        let control = !queue.control.is_empty() && !self.carrier.out.is_flooded();
+        if queue.ready.is_empty() && queue.owing.is_empty() && !control && !close {
             queue.driver = Some(cx.waker().clone());
             return true;
         }
@@ -277,10 +289,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             }
             match next {
                 Ok(Some(frame)) => self.on_frame(frame, now),
-                Ok(None) => return,
+                Ok(None) => break,
                 Err(error) => self.failed(&error, now),
             }
         }
+        let control = &mut self.link.queue.lock().control;
+        self.carrier.take_control(control, now);
     }
 
     fn on_frame(&mut self, frame: Frame, now: u64) {
@@ -388,12 +402,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             let mut queue = self.link.queue.lock();
             std::mem::swap(&mut self.woken, &mut queue.ready);
             self.owing.append(&mut queue.owing);
-            while let Some(frame) = queue.control.pop_front() {
-                let Carrier {
-                    wire, out, frames, ..
-                } = &mut self.carrier;
-                wire.send(frame, now / 1000, out, frames);
-            }
+            self.carrier.take_control(&mut queue.control, now);
             queue.close
         };
         if self.owing_due.is_none() && !self.owing.is_empty() {
@@ -414,9 +423,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
         while let Some(flow) = self.woken.pop_front() {
             flow.set_queued(false);
-            if flow.turn_in(&self.link) == Wants::Turn && flow.set_waiting() {
-                self.waiting.push_back(flow);
-            }
+            self.turn_in(&flow, false, now);
         }
     }
 
@@ -425,21 +432,48 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if self.closing.is_some() {
             return;
         }
-        while !self.carrier.out.is_full()
-            && let Some(flow) = self.waiting.pop_front()
+        while !self.carrier.out.is_full() && !self.waiting.is_empty() {
+            self.look_ahead(now);
+            let room = self.pace.room(self.carrier.out.appended());
+            if room == 0 {
+                self.pace.note_limited();
+                break;
+            }
+            if let Some((flow, mark)) = self.waiting.pop() {
+                let most = usize::try_from(room.min(self.pace.share())).unwrap_or(usize::MAX);
+                self.turn_out(flow, Turn { mark, most }, now);
+            }
+        }
+        self.look_ahead(now);
+    }
+
+    /// Asks what the peer has got, when that is worth knowing.
+    fn look_ahead(&mut self, now: u64) {
+        if self.pace.wants_ping(self.carrier.out.appended())
+            && let Some(value) = self.keepalive.ping_now(now)
         {
-            self.turn(&flow, false, now);
+            self.ping(value);
+            self.beat_at = 0;
         }
     }
 
-    fn turn(&mut self, flow: &Arc<SocketFlow>, flush: bool, now: u64) {
+    fn turn_in(&mut self, flow: &Arc<SocketFlow>, flush: bool, now: u64) {
         let Carrier {
             wire, out, frames, ..
         } = &mut self.carrier;
         let mut put = |frame| wire.send(frame, now / 1000, out, frames);
-        let wants = flow.turn_out(&self.link, &mut self.scratch, flush, &mut put);
-        if wants == Wants::Turn && flow.set_waiting() {
-            self.waiting.push_back(Arc::clone(flow));
+        if let Some(mark) = flow.turn_in(&self.link, flush, &mut put) {
+            self.waiting.push(Arc::clone(flow), mark);
+        }
+    }
+
+    fn turn_out(&mut self, flow: Arc<SocketFlow>, turn: Turn, now: u64) {
+        let Carrier {
+            wire, out, frames, ..
+        } = &mut self.carrier;
+        let mut put = |frame| wire.send(frame, now / 1000, out, frames);
+        if let Some(mark) = flow.turn_out(&self.link, turn, &mut self.scratch, &mut put) {
+            self.waiting.push(flow, mark);
         }
     }
 
@@ -457,10 +491,11 @@ impl<S> Driver<S> {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
+        let mut woken = std::mem::take(&mut self.woken);
         {
             let mut queue = self.link.queue.lock();
             queue.closed = true;
-            queue.ready.clear();
+            woken.append(&mut queue.ready);
             queue.owing.clear();
             queue.control.clear();
         }
@@ -468,6 +503,9 @@ impl<S> Driver<S> {
         self.link.active.store(0, Ordering::Relaxed);
         for flow in flows.into_values() {
             flow.path_lost(&self.link, !self.link.is_v1());
+        }
+        for flow in woken {
+            flow.pass_on(&self.link);
         }
     }
 }

@@ -1,0 +1,232 @@
+//! Flows that move between links at the worst moments. Links are driven by hand.
+
+use std::pin::Pin;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use nowconnect_proto::Cid;
+use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::budget::Budget;
+use crate::counters::{EngineCounters, FlowCounters};
+use crate::endpoint::{FlowEvents, Label, Summary};
+use crate::wire::Wire;
+use crate::ws;
+
+struct Silent;
+
+impl FlowEvents for Silent {
+    fn opened(&self, _: &Arc<SocketFlow>) {}
+    fn refused(&self, _: &Arc<SocketFlow>, _: Reason) -> bool {
+        false
+    }
+    fn path_lost(&self, _: &Arc<SocketFlow>) {}
+    fn closed(&self, _: &Arc<SocketFlow>, _: Summary) {}
+}
+
+/// Refuses every flow.
+impl LinkEvents for Silent {
+    fn on_open(&self, link: &Arc<Link>, id: FlowId, _: Open) {
+        link.refuse(id, Reason::Limit);
+    }
+    fn on_control(&self, _: &Arc<Link>, _: Frame) {}
+    fn on_protocol_error(&self, _: &Arc<Link>, _: &'static str) {}
+}
+
+/// A link and the connection's other end.
+struct Driven {
+    link: Arc<Link>,
+    driver: Pin<Box<dyn Future<Output = LinkClosed> + Send>>,
+    far: DuplexStream,
+}
+
+impl Driven {
+    fn new(engine: &Arc<Engine>, role: Role) -> Self {
+        let (near, far) = duplex(4 << 20);
+        let max_payload = 65_536;
+        let wire = Wire::V2 { max_payload };
+        let (ws_role, mask) = (ws::Role::Server, ws::Mask::None);
+        let carrier = Carrier::new(near, BytesMut::new(), ws_role, mask, wire, max_payload);
+        let config = LinkConfig {
+            role,
+            peer: Peer {
+                name: "peer".into(),
+                first_window: 65_536,
+                max_payload,
+            },
+            ping_interval: Duration::from_secs(5),
+            ping_timeout: Duration::from_secs(10),
+        };
+        let (link, driver) = start(carrier, &config, engine, Arc::new(Silent));
+        let driver = Box::pin(driver);
+        Self { link, driver, far }
+    }
+
+    fn poll(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.driver.as_mut().poll(&mut cx).is_ready()
+    }
+
+    fn is_woken_for_flows(&self) -> bool {
+        !self.link.queue.lock().ready.is_empty()
+    }
+}
+
+fn engine() -> Arc<Engine> {
+    let budget = Budget::new(64 << 20, 100);
+    Arc::new(Engine::new(budget, EngineCounters::default()))
+}
+
+async fn flow(engine: &Arc<Engine>) -> (Arc<SocketFlow>, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap());
+    let (client, accepted) = tokio::join!(client, listener.accept());
+    let label = Label {
+        connector: "ldap".into(),
+        listener: "".into(),
+        client: "".into(),
+    };
+    let (socket, counters) = (accepted.unwrap().0, FlowCounters::default());
+    let flow = SocketFlow::origin(
+        Cid::generate(),
+        label,
+        socket,
+        engine,
+        counters,
+        Arc::new(Silent),
+    );
+    (flow, client.unwrap())
+}
+
+#[tokio::test]
+async fn a_wake_that_went_to_the_old_link_does_not_swallow_one_of_the_new() {
+    for old_ends in [false, true] {
+        let engine = engine();
+        let mut old = Driven::new(&engine, Role::Opener);
+        let mut new = Driven::new(&engine, Role::Opener);
+        let (flow, _client) = flow(&engine).await;
+        old.link.attach(&flow, 1).unwrap();
+        old.poll();
+        new.link.attach(&flow, 1).unwrap();
+        new.poll();
+        // The socket read which link carries the flow just before it moved; then it is ready again.
+        old.link.ready(&flow);
+        new.link.ready(&flow);
+        assert!(!new.is_woken_for_flows());
+        if old_ends {
+            drop(old.driver);
+        } else {
+            old.poll();
+        }
+        assert!(new.is_woken_for_flows(), "old link ended: {old_ends}");
+    }
+}
+
+#[tokio::test]
+async fn a_wake_of_a_link_that_has_ended_leaves_the_flow_free_to_be_woken() {
+    let engine = engine();
+    let (old, mut new) = (
+        Driven::new(&engine, Role::Opener),
+        Driven::new(&engine, Role::Opener),
+    );
+    let (flow, _client) = flow(&engine).await;
+    old.link.attach(&flow, 1).unwrap();
+    new.link.attach(&flow, 1).unwrap();
+    new.poll();
+    drop(old.driver);
+    old.link.ready(&flow);
+    new.poll();
+    new.link.ready(&flow);
+    assert!(new.is_woken_for_flows());
+}
+
+#[tokio::test]
+async fn a_turn_on_the_old_link_leaves_the_place_on_the_new_one() {
+    let engine = engine();
+    let (mut old, new) = (
+        Driven::new(&engine, Role::Opener),
+        Driven::new(&engine, Role::Opener),
+    );
+    let (flow, _client) = flow(&engine).await;
+    old.link.attach(&flow, 1).unwrap();
+    old.poll();
+    new.link.attach(&flow, 1).unwrap();
+    let mut steps = 0;
+    let mut put = |_| steps += 1;
+    assert!(flow.turn_in(&old.link, false, &mut put).is_none());
+    assert!(flow.turn_in(&new.link, false, &mut put).is_some());
+    assert_eq!(steps, 1, "OPEN on the new link");
+}
+
+/// What a read brings at most: OPENs that are all refused.
+#[tokio::test]
+async fn a_burst_of_refusals_leaves_the_link_alone() {
+    let mut answerer = Driven::new(&engine(), Role::Answerer);
+    let mut message = BytesMut::new();
+    for id in 1..=3000 {
+        let open = Open {
+            cid: Cid::generate(),
+            secret: nowconnect_proto::Secret::generate(),
+            epoch: 1,
+            mode: nowconnect_proto::frame::OpenMode::New,
+            received: 0,
+            limit: 65_536,
+            connector: "ldap".into(),
+            client: String::new(),
+            listener: String::new(),
+        };
+        let id = FlowId(id);
+        let frame = Frame::Open {
+            id,
+            open: Box::new(open),
+        };
+        let mut frames = BytesMut::new();
+        frame.encode(&mut frames);
+        ws::write_message(&mut message, ws::Opcode::Binary, &frames, ws::Mask::Zero);
+    }
+    answerer.far.write_all(&message).await.unwrap();
+    for _ in 0..10 {
+        assert!(!answerer.poll(), "the link was closed");
+    }
+    assert!(answerer.link.takes_flows());
+}
+
+#[tokio::test]
+async fn a_peer_that_asks_and_does_not_listen_is_left() {
+    let mut answerer = Driven::new(&engine(), Role::Answerer);
+    let mut frames = BytesMut::new();
+    for id in 1..=6000 {
+        let (id, offset) = (FlowId(id), 0);
+        Frame::Fin { id, offset }.encode(&mut frames);
+    }
+    let mut message = BytesMut::new();
+    for part in frames.chunks(17 * 3000) {
+        ws::write_message(&mut message, ws::Opcode::Binary, part, ws::Mask::Zero);
+    }
+    let (mut held, mut ended) = (0, false);
+    for _ in 0..2000 {
+        answerer.far.write_all(&message).await.unwrap();
+        answerer.poll();
+        ended = !answerer.link.takes_flows();
+        if ended {
+            break;
+        }
+        held += message.len();
+    }
+    assert!(ended, "{held} bytes and still there");
+}
+
+#[tokio::test]
+async fn a_flow_that_ends_while_it_moves_leaves_nothing_behind() {
+    let engine = engine();
+    let mut new = Driven::new(&engine, Role::Opener);
+    let (flow, _client) = flow(&engine).await;
+    flow.expire(Reason::ResumeExpired);
+    new.link.attach(&flow, 1).unwrap();
+    new.poll();
+    assert_eq!(new.link.active_flows(), 0);
+    assert!(flow.link().is_none() && new.link.flows.lock().is_empty());
+}
