@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 /// 1 Mbit/s.
 const RATE: u64 = 125_000;
 const BULK_FLOWS: u32 = 64;
-const ROUNDS: u32 = 150;
+const ROUNDS: u32 = 110;
 
 fn lab() -> Result<Lab> {
     Lab::new(env!("CARGO_BIN_EXE_nowconnect"))

@@ -463,7 +463,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         } = &mut self.carrier;
         let mut put = |frame| wire.send(frame, now / 1000, out, frames);
         if let Some(mark) = flow.turn_in(&self.link, flush, &mut put) {
-            self.waiting.push(Arc::clone(flow), mark);
+            self.waiting.come_back(Arc::clone(flow), mark);
         }
     }
 
@@ -473,7 +473,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         } = &mut self.carrier;
         let mut put = |frame| wire.send(frame, now / 1000, out, frames);
         if let Some(mark) = flow.turn_out(&self.link, turn, &mut self.scratch, &mut put) {
-            self.waiting.push(flow, mark);
+            self.waiting.go_on(flow, mark);
         }
     }
 
