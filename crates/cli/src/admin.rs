@@ -113,10 +113,10 @@ impl Admin {
         let (status, body) = answered
             .map_err(|_| anyhow!("no complete answer within {} s", DEADLINE.as_secs()))
             .flatten()
-            .with_context(|| format!("no answer from the hub at {}", self.shown))?;
+            .with_context(|| format!("no hub answers at {} (--url: its admin.bind)", self.shown))?;
         let answer: Value = serde_json::from_slice(&body).map_err(|_| {
             anyhow!(
-                "{} answers {status}, but not as a hub's admin API does; --url must be the hub's \
+                "{} answers {status}, but not as a hub's admin API does; --url must be its \
                  admin.bind",
                 self.shown
             )
@@ -128,11 +128,7 @@ impl Admin {
     }
 
     async fn exchange(&self, method: Method, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
-        let io = self
-            .dialer
-            .dial(&self.url)
-            .await
-            .context("is `nowconnect hub` running there? --url must be its admin.bind")?;
+        let io = self.dialer.dial(&self.url).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.method_mut() = method;

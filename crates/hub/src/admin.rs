@@ -215,16 +215,16 @@ impl Admin {
                 let status = StatusCode::UNPROCESSABLE_ENTITY;
                 answer::explained(status, "config_rejected", &problem)
             }
-            Err(refused) => refused,
+            Err(not_taken) => not_taken.into_answer(),
         }
     }
 
     fn drain(&self, peer: SocketAddr) -> Answer {
         tracing::info!(event = "admin_action", action = "drain", %peer, audit = true);
         if self.scope.health.stage() != Stage::Draining
-            && let Err(refused) = self.orders.drain()
+            && let Err(not_taken) = self.orders.drain()
         {
-            return refused;
+            return not_taken.into_answer();
         }
         let report = json!({
             "status": "draining",

@@ -206,3 +206,14 @@ fn the_registry_is_fixed_while_ha_runs() {
     assert_eq!(change.needs_restart, ["ha.redis_url", "ha.mesh.listen"]);
     assert_eq!(change.config, running);
 }
+
+#[test]
+fn a_running_address_does_not_lose_its_token() {
+    let token = ("NOWCONNECT__ADMIN__TOKEN_FILE", "/token");
+    let exposed = config(&[token, ("NOWCONNECT__ADMIN__BIND", "0.0.0.0:8766")]);
+    let change = exposed.diff(&config(&[]));
+    assert_eq!(change.needs_restart, ["admin.bind"]);
+    assert_eq!(change.config.admin, exposed.admin);
+    let local = config(&[token]);
+    assert_eq!(local.diff(&config(&[])).config.admin.token_file, None);
+}

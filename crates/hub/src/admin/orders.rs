@@ -21,6 +21,25 @@ pub enum Order {
     Drain,
 }
 
+/// Why an order is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotTaken {
+    /// Too many wait.
+    Busy,
+    /// The hub is about to stop.
+    Draining,
+}
+
+impl NotTaken {
+    pub(super) fn into_answer(self) -> Answer {
+        let detail = "this hub is about to stop";
+        match self {
+            Self::Busy => answer::unavailable("busy", 1),
+            Self::Draining => answer::explained(StatusCode::CONFLICT, "draining", detail),
+        }
+    }
+}
+
 /// The orders as they come.
 #[derive(Debug)]
 pub struct Orders(mpsc::Receiver<Order>);
@@ -51,29 +70,45 @@ pub(super) fn channel() -> (Sender, Orders) {
 
 impl Sender {
     /// Asks for a reload and waits for its outcome.
-    pub(super) async fn reload(&self) -> Result<Reloaded, Answer> {
+    pub(super) async fn reload(&self) -> Result<Reloaded, NotTaken> {
         let (reply, outcome) = oneshot::channel();
         self.send(Order::Reload(reply))?;
-        outcome.await.map_err(|_| draining())
+        outcome.await.map_err(|_| NotTaken::Draining)
     }
 
     /// Asks for the end.
-    pub(super) fn drain(&self) -> Result<(), Answer> {
+    pub(super) fn drain(&self) -> Result<(), NotTaken> {
         self.send(Order::Drain)
     }
 
-    fn send(&self, order: Order) -> Result<(), Answer> {
+    fn send(&self, order: Order) -> Result<(), NotTaken> {
         self.0.try_send(order).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => answer::unavailable("busy", 1),
-            mpsc::error::TrySendError::Closed(_) => draining(),
+            mpsc::error::TrySendError::Full(_) => NotTaken::Busy,
+            mpsc::error::TrySendError::Closed(_) => NotTaken::Draining,
         })
     }
 }
 
-fn draining() -> Answer {
-    answer::explained(
-        StatusCode::CONFLICT,
-        "draining",
-        "this hub is about to stop",
-    )
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn orders_that_nobody_will_follow_are_refused() {
+        let (sender, mut orders) = channel();
+        let (asked, ()) = tokio::join!(sender.reload(), async { orders.close() });
+        assert_eq!(asked, Err(NotTaken::Draining));
+        assert_eq!(sender.drain(), Err(NotTaken::Draining));
+    }
+
+    #[tokio::test]
+    async fn orders_are_followed_one_by_one_and_do_not_pile_up() {
+        let (sender, mut orders) = channel();
+        for _ in 0..WAITING {
+            assert_eq!(sender.drain(), Ok(()));
+        }
+        assert_eq!(sender.drain(), Err(NotTaken::Busy));
+        assert!(matches!(orders.next().await, Order::Drain));
+        assert_eq!(sender.drain(), Ok(()));
+    }
 }

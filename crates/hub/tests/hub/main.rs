@@ -6,6 +6,7 @@
     reason = "a test"
 )]
 
+mod admin;
 mod agent;
 mod drain;
 mod flows;
