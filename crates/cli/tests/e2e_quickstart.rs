@@ -8,37 +8,47 @@ use tokio::process::Command;
 
 #[tokio::test]
 async fn quickstart_searches_a_real_directory_and_leaves_nothing_behind() -> Result<()> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../quickstart");
-    let temporary = tempfile::tempdir()?;
-    let mut command = Command::new(script);
-    command
-        .arg("--once")
-        .current_dir("/")
-        .env("TMPDIR", temporary.path());
-    command.env("NOWCONNECT_BIN", env!("CARGO_BIN_EXE_nowconnect"));
-    let done = program::finish(&mut command).await?;
-    ensure!(done.status.success(), "{}\n{}", done.stdout, done.stderr);
+    let said = quickstart(&["--once"]).await?;
     for word in [
         "mail: ada.lovelace@example.org",
         "12 entries in all",
         "Everything worked",
     ] {
-        ensure!(
-            done.stdout.contains(word),
-            "nothing about {word:?}:\n{}",
-            done.stdout
-        );
+        ensure!(said.contains(word), "nothing about {word:?}:\n{said}");
     }
     for moved in [
         "nowconnect_tcp_connections_total{connector=\"ldap\"}",
         "nowconnect_tcp_bytes_total",
     ] {
-        ensure!(
-            done.stdout.contains(moved),
-            "{moved} did not move:\n{}",
-            done.stdout
-        );
+        ensure!(said.contains(moved), "{moved} did not move:\n{said}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn quickstart_works_where_nothing_can_be_installed() -> Result<()> {
+    let said = quickstart(&["--echo", "--once"]).await?;
+    for word in [
+        "  Hello from the cloud",
+        "nowconnect_tcp_bytes_total",
+        "Everything worked",
+    ] {
+        ensure!(said.contains(word), "nothing about {word:?}:\n{said}");
+    }
+    Ok(())
+}
+
+async fn quickstart(args: &[&str]) -> Result<String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../quickstart");
+    let temporary = tempfile::tempdir()?;
+    let mut command = Command::new(script);
+    command
+        .args(args)
+        .current_dir("/")
+        .env("TMPDIR", temporary.path());
+    command.env("NOWCONNECT_BIN", env!("CARGO_BIN_EXE_nowconnect"));
+    let done = program::finish(&mut command).await?;
+    ensure!(done.status.success(), "{}\n{}", done.stdout, done.stderr);
     ensure!(
         !done.stdout.contains('\u{1b}'),
         "colours without a terminal"
@@ -47,5 +57,5 @@ async fn quickstart_searches_a_real_directory_and_leaves_nothing_behind() -> Res
         std::fs::read_dir(temporary.path())?.count() == 0,
         "files were left behind"
     );
-    Ok(())
+    Ok(done.stdout)
 }
