@@ -41,7 +41,7 @@ async fn finish(running: JoinSet<Result<()>>) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn heavy_a_tunnel_cut_20_times_in_mid_transfer_loses_and_doubles_nothing() -> Result<()> {
+async fn a_tunnel_cut_20_times_in_mid_transfer_loses_and_doubles_nothing() -> Result<()> {
     let (lab, bulk) = (lab()?, Target::bulk().await?);
     let (hub, proxy, _agent) = lab.faulty_site(&[("bulk", bulk.addr())]).await?;
     let running = transfers(&hub, 4, 12_000_000).await?;
@@ -78,7 +78,7 @@ fn alternate(cut: usize) -> (Way, Cut) {
 
 /// Early cuts break the handshake and the attaching, late ones the stream, at any place in a frame.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn heavy_a_tunnel_cut_at_any_byte_resumes() -> Result<()> {
+async fn a_tunnel_cut_at_any_byte_resumes() -> Result<()> {
     let (lab, bulk) = (lab()?, Target::bulk().await?);
     let (hub, proxy, _agent) = lab.faulty_site(&[("bulk", bulk.addr())]).await?;
     let running = transfers(&hub, 3, 6_000_000).await?;
