@@ -120,8 +120,13 @@ async fn idle_and_half_closed_flows_survive_a_cut() -> Result<()> {
     assert_eq!(half.wait_end(0).await?, target::End::Finished(8));
     echo(&mut idle, Pattern(1), 100, 100).await?;
 
+    let before = hub.log().mark();
     proxy.refuse();
     proxy.cut(Cut::Reset);
+    // Until the hub knows of the cut it may put the reset on the path that is gone, and then the
+    // other end learns of it when the grace ends.
+    let lost = "agent_disconnected";
+    hub.log().wait_event_since(lost, before).await?;
     reset(idle)?;
     proxy.heal();
     assert_eq!(server.wait_end(0).await?, target::End::Reset);
