@@ -173,6 +173,7 @@ impl Tunnels {
             connectors,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch_seen: self.epoch_seen.load(Ordering::Relaxed),
+            epoch_held: None,
             initial_window: self.engine.budget.first_window(),
             max_payload: u32::try_from(config.tunnel.max_ws_payload).unwrap_or(u32::MAX),
             features: Vec::new(),

@@ -66,6 +66,10 @@ reasons! {
     LocalResource = 22, "local_resource";
     /// No living agent exports the connector.
     NoAgent = 23, "no_agent_for_connector";
+    /// The hub takes no flows of other hubs: its high availability is not active.
+    NotActive = 24, "not_active";
+    /// A bound of the link between two hubs was reached.
+    Backpressure = 25, "backpressure";
 
     /// The socket of the sending end was reset or failed.
     SocketReset = 32, "socket_reset";
@@ -123,6 +127,8 @@ reasons! {
     Operator = 107, "operator";
     /// The link used up its flow numbers.
     FlowIdsExhausted = 108, "flow_ids_exhausted";
+    /// The flow goes on over another path.
+    Moved = 109, "moved";
 }
 
 impl Reason {
@@ -138,6 +144,9 @@ impl Reason {
                 | Self::UnknownConnector
                 | Self::Limit
                 | Self::LocalResource
+                | Self::NoAgent
+                | Self::NotActive
+                | Self::Backpressure
                 | Self::Draining
                 | Self::StaleEpoch
         )

@@ -42,12 +42,14 @@ pub mod kind {
     pub const FIN: u8 = 0x14;
     pub const CREDIT: u8 = 0x15;
     pub const RST: u8 = 0x16;
+    pub const DETACH: u8 = 0x17;
 }
 
 const FLAG_RESUME: u8 = 0x01;
 const FLAG_FRESH: u8 = 0x02;
 const OPTION_CLIENT: u8 = 1;
 const OPTION_LISTENER: u8 = 2;
+const OPTION_AGENT: u8 = 3;
 
 /// How an OPEN is to be understood.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -82,6 +84,8 @@ pub struct Open {
     pub client: String,
     /// The listener that accepted the client; empty when unknown.
     pub listener: String,
+    /// Between hubs: the agent that the flow is for; empty on a tunnel.
+    pub agent: String,
 }
 
 /// One frame.
@@ -128,6 +132,8 @@ pub enum Frame {
     Credit { id: FlowId, acked: u64, limit: u64 },
     /// The flow ends here and now; nothing of it is valid any more.
     Rst { id: FlowId, reason: Reason },
+    /// The flow has no path behind this link any more; it may go on over another.
+    Detach { id: FlowId, reason: Reason },
 }
 
 /// Why bytes are not frames. Each of these closes the link: after one of them the boundaries of
@@ -218,7 +224,7 @@ fn decode_body(kind: u8, flags: u8, id: u32, body: Bytes) -> Result<Option<Frame
         len: body.len(),
     };
     let on_link = (kind::HELLO..=kind::GOAWAY).contains(&kind);
-    let on_flow = (kind::OPEN..=kind::RST).contains(&kind);
+    let on_flow = (kind::OPEN..=kind::DETACH).contains(&kind);
     if (on_link && id != 0) || (on_flow && id == 0) {
         return Err(FrameError::WrongFlow { kind, id });
     }
@@ -268,6 +274,10 @@ fn decode_body(kind: u8, flags: u8, id: u32, body: Bytes) -> Result<Option<Frame
             id,
             reason: fields.reason().ok_or(malformed)?,
         },
+        kind::DETACH => Frame::Detach {
+            id,
+            reason: fields.reason().ok_or(malformed)?,
+        },
         _ => return Ok(None),
     };
     // Bytes behind the known fields are a newer peer's; they are ignored like unknown flags.
@@ -289,6 +299,7 @@ fn decode_open(flags: u8, fields: &mut Fields) -> Option<Open> {
         connector: String::new(),
         client: String::new(),
         listener: String::new(),
+        agent: String::new(),
     };
     let len = usize::from(fields.u8()?);
     open.connector = fields.text(len, MAX_NAME)?;
@@ -300,6 +311,7 @@ fn decode_open(flags: u8, fields: &mut Fields) -> Option<Open> {
         match option {
             OPTION_CLIENT => open.client = fields.text(len, MAX_OPTION)?,
             OPTION_LISTENER => open.listener = fields.text(len, MAX_OPTION)?,
+            OPTION_AGENT => open.agent = fields.text(len, MAX_OPTION)?,
             _ => drop(fields.bytes(len)?),
         }
     }
@@ -394,6 +406,7 @@ impl Frame {
             Self::Fin { id, offset } => put_u64(out, kind::FIN, *id, *offset),
             Self::Credit { id, acked, limit } => put_pair(out, kind::CREDIT, *id, *acked, *limit),
             Self::Rst { id, reason } => put_reason(out, kind::RST, *id, *reason),
+            Self::Detach { id, reason } => put_reason(out, kind::DETACH, *id, *reason),
         }
     }
 
@@ -417,6 +430,7 @@ impl Frame {
             Self::Fin { .. } => "FIN",
             Self::Credit { .. } => "CREDIT",
             Self::Rst { .. } => "RST",
+            Self::Detach { .. } => "DETACH",
         }
     }
 }
@@ -462,6 +476,7 @@ fn encode_open(out: &mut BytesMut, id: FlowId, open: &Open) {
     let options = [
         (OPTION_CLIENT, cut(&open.client, MAX_OPTION)),
         (OPTION_LISTENER, cut(&open.listener, MAX_OPTION)),
+        (OPTION_AGENT, cut(&open.agent, MAX_OPTION)),
     ];
     let options = || options.iter().filter(|(_, value)| !value.is_empty());
     let len = 57 + connector.len() + options().map(|(_, value)| 3 + value.len()).sum::<usize>();

@@ -21,7 +21,7 @@ pub const MAX_TOKEN: usize = 16 * 1024;
 /// every few bytes.
 pub const MIN_SIZE: u32 = 1024;
 
-const MAX_FEATURES: usize = 32;
+pub(crate) const MAX_FEATURES: usize = 32;
 const MAX_TEXT: usize = 256;
 
 /// Why a handshake body was refused.
@@ -146,6 +146,10 @@ pub struct Hello {
     pub version: String,
     /// The highest epoch that a hub ever told this process; 0 for none.
     pub epoch_seen: u64,
+    /// The epoch of the tunnels that this process has now, 0 when it has none: the new tunnel is to
+    /// join it. An agent that does not say joins whatever its own process holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch_held: Option<u64>,
     /// Credit that the hub starts with on every flow, in bytes.
     pub initial_window: u32,
     /// Largest DATA payload that the agent takes, in bytes.
@@ -328,7 +332,7 @@ impl Body for TokenAck {
     }
 }
 
-fn name(key: &'static str, value: &str) -> Result<(), HelloError> {
+pub(crate) fn name(key: &'static str, value: &str) -> Result<(), HelloError> {
     if is_name(value) {
         Ok(())
     } else {
@@ -336,7 +340,7 @@ fn name(key: &'static str, value: &str) -> Result<(), HelloError> {
     }
 }
 
-fn names(key: &'static str, list: &[String], max: usize) -> Result<(), HelloError> {
+pub(crate) fn names(key: &'static str, list: &[String], max: usize) -> Result<(), HelloError> {
     if list.len() > max {
         return Err(HelloError::List {
             key,
@@ -355,14 +359,14 @@ fn names(key: &'static str, list: &[String], max: usize) -> Result<(), HelloErro
     })
 }
 
-fn text(key: &'static str, value: &str, max: usize) -> Result<(), HelloError> {
+pub(crate) fn text(key: &'static str, value: &str, max: usize) -> Result<(), HelloError> {
     if value.len() <= max && !value.chars().any(char::is_control) {
         return Ok(());
     }
     Err(HelloError::Text { key, max })
 }
 
-fn at_least(key: &'static str, value: u32, min: u32) -> Result<(), HelloError> {
+pub(crate) fn at_least(key: &'static str, value: u32, min: u32) -> Result<(), HelloError> {
     if value >= min {
         Ok(())
     } else {

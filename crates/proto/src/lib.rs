@@ -13,6 +13,7 @@ pub mod ids;
 mod json;
 pub mod json_v1;
 pub mod keepalive;
+pub mod mesh_hello;
 
 pub use close::Reason;
 pub use flow::Flow;

@@ -33,6 +33,7 @@ fn open(mode: OpenMode) -> Frame {
             connector: "ldap".into(),
             client: "192.0.2.1:5".into(),
             listener: "l1".into(),
+            agent: "site-01".into(),
         }),
     }
 }
@@ -116,10 +117,17 @@ fn the_bytes_are_those_of_the_specification() {
             "000002 16 00 01020304 0020",
         ),
         (
+            Frame::Detach {
+                id: ID,
+                reason: Reason::PeerClosed,
+            },
+            "000002 17 00 01020304 0066",
+        ),
+        (
             open(OpenMode::ResumeOrNew),
-            "000050 10 03 01020304 c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e \
+            "00005a 10 03 01020304 c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e \
              0000000000000007 0000000000000008 0000000000000009 04 6c646170 \
-             01 000b 3139322e302e322e313a35 02 0002 6c31",
+             01 000b 3139322e302e322e313a35 02 0002 6c31 03 0007 736974652d3031",
         ),
     ];
     for (frame, hex) in golden {

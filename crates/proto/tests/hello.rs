@@ -15,6 +15,7 @@ fn hello() -> Hello {
         connectors: vec!["ldap".into(), "ldaps_dc2".into()],
         version: "0.1.0".into(),
         epoch_seen: u64::MAX,
+        epoch_held: Some(7),
         initial_window: 65_536,
         max_payload: 65_536,
         features: vec!["resume".into()],
@@ -32,7 +33,7 @@ fn the_wire_form_is_fixed() {
     let text = String::from_utf8(hello().encode().unwrap()).unwrap();
     assert_eq!(
         text,
-        r#"{"agent_id":"premise-01","instance":"00000000000000000000000000000abc","connectors":["ldap","ldaps_dc2"],"version":"0.1.0","epoch_seen":18446744073709551615,"initial_window":65536,"max_payload":65536,"features":["resume"]}"#
+        r#"{"agent_id":"premise-01","instance":"00000000000000000000000000000abc","connectors":["ldap","ldaps_dc2"],"version":"0.1.0","epoch_seen":18446744073709551615,"epoch_held":7,"initial_window":65536,"max_payload":65536,"features":["resume"]}"#
     );
     assert_eq!(Hello::decode(text.as_bytes()), Ok(hello()));
 }

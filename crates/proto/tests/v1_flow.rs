@@ -130,6 +130,7 @@ impl End {
                     connector: "ldap".into(),
                     client: String::new(),
                     listener: String::new(),
+                    agent: String::new(),
                 };
                 Frame::Open {
                     id: ID,

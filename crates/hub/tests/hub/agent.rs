@@ -105,6 +105,7 @@ impl Process {
             connectors: self.connectors.clone(),
             version: "test".into(),
             epoch_seen: 0,
+            epoch_held: None,
             initial_window: self.state.engine.budget.first_window(),
             max_payload: MAX_PAYLOAD,
             features: Vec::new(),

@@ -46,6 +46,13 @@ impl SocketFlow {
             self.on_refuse(reason);
             return Heard::default();
         }
+        if let Frame::Detach { reason, .. } = frame {
+            drop(state);
+            tracing::debug!(event = "flow_detached", cid = %self.cid, %reason);
+            link.forget(id, self);
+            self.path_lost(link, true);
+            return Heard::default();
+        }
         let before = Before {
             opened: state.flow.is_opened(),
             could_read: state.flow.room() > 0,

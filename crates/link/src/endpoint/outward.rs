@@ -145,6 +145,7 @@ impl SocketFlow {
                     connector: self.label.connector.to_string(),
                     client: self.label.client.to_string(),
                     listener: self.label.listener.to_string(),
+                    agent: String::new(),
                 }),
             },
             Step::OpenAck { received, limit } => Frame::OpenAck {

@@ -303,6 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             | Frame::Credit { id, .. }
             | Frame::Fin { id, .. }
             | Frame::Rst { id, .. }
+            | Frame::Detach { id, .. }
             | Frame::OpenAck { id, .. }
             | Frame::Refuse { id, .. } => self.on_flow_frame(id, frame, now),
             Frame::Ping(value) => self.pong = Some(value),
@@ -342,7 +343,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if let Some(reason) = heard.violation {
                 self.events.on_protocol_error(&self.link, reason.name());
             }
-        } else if !self.link.was_used(id) && !matches!(frame, Frame::Rst { .. }) {
+        } else if !self.link.was_used(id)
+            && !matches!(frame, Frame::Rst { .. } | Frame::Detach { .. })
+        {
             self.events.on_protocol_error(&self.link, "unknown_flow");
             self.link.send(Frame::Rst {
                 id,

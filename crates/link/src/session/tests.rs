@@ -177,6 +177,7 @@ async fn a_burst_of_refusals_leaves_the_link_alone() {
             connector: "ldap".into(),
             client: String::new(),
             listener: String::new(),
+            agent: String::new(),
         };
         let id = FlowId(id);
         let frame = Frame::Open {

@@ -124,6 +124,7 @@ fn frame_of(step: Step) -> Frame {
                 connector: "ldap".into(),
                 client: String::new(),
                 listener: String::new(),
+                agent: String::new(),
             }),
         },
         Step::OpenAck { received, limit } => Frame::OpenAck {

@@ -52,6 +52,7 @@ impl Bridge {
             connectors,
             version,
             epoch_seen: 0,
+            epoch_held: None,
             initial_window: EARLY_WINDOW,
             max_payload: self.config.max_payload.max(MIN_SIZE),
             features: Vec::new(),
@@ -93,6 +94,7 @@ impl Bridge {
             connector,
             client: String::new(),
             listener: String::new(),
+            agent: String::new(),
         });
         out.frames.push(Frame::Open {
             id: FlowId(id),

@@ -43,7 +43,9 @@ impl Bridge {
             Frame::Credit { id, limit, .. } => self.take_credit(id, limit, out),
             Frame::Data { id, payload, .. } => self.send_data(id, payload, out),
             Frame::Fin { id, .. } => self.send_fin(id, out),
-            Frame::Refuse { id, reason } | Frame::Rst { id, reason } => {
+            Frame::Refuse { id, reason }
+            | Frame::Rst { id, reason }
+            | Frame::Detach { id, reason } => {
                 if let Some(&cid) = self.cids.get(&id) {
                     self.tell_reset(cid, reason, out);
                 }

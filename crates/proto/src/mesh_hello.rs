@@ -1,0 +1,35 @@
+//! The JSON bodies of the handshake between two hubs.
+//!
+//! The hub that dialed a mesh link sends HELLO with a [`MeshHello`] and is answered HELLO_ACK with
+//! one. Everything is bounded when it is read, as in [`crate::hello`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::frame::MAX_NAME;
+use crate::hello::{Body, HelloError, MAX_FEATURES, MIN_SIZE, at_least, name, names, text};
+
+/// What a hub says of itself on a new mesh link, in both directions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshHello {
+    /// Replica id of the hub.
+    pub hub: String,
+    /// Version of its software, for operators only.
+    pub version: String,
+    /// Credit that the other hub starts with on every new flow, in bytes.
+    pub initial_window: u32,
+    /// Largest DATA payload that the hub takes, in bytes.
+    pub max_payload: u32,
+    /// Optional abilities, by name.
+    #[serde(default)]
+    pub features: Vec<String>,
+}
+
+impl Body for MeshHello {
+    fn check(&self) -> Result<(), HelloError> {
+        name("hub", &self.hub)?;
+        text("version", &self.version, MAX_NAME)?;
+        at_least("initial_window", self.initial_window, MIN_SIZE)?;
+        at_least("max_payload", self.max_payload, MIN_SIZE)?;
+        names("features", &self.features, MAX_FEATURES)
+    }
+}
