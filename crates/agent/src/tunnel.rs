@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use nowconnect_link::counters::Engine;
 use nowconnect_link::dial::WsUrl;
+use nowconnect_link::meter::Bounds;
 use nowconnect_link::session::{
     self, Carrier, CarrierError, Link, LinkClosed, LinkConfig, LinkEvents, Peer,
 };
@@ -201,6 +202,8 @@ impl Tunnels {
             },
             ping_interval: config.tunnel.ping_interval,
             ping_timeout: config.tunnel.ping_timeout,
+            bounds: Bounds::NONE,
+            meter: None,
         };
         let (sender, controls) = mpsc::channel(CONTROLS);
         let events = Arc::new(Events {

@@ -18,7 +18,7 @@ use std::task::{Poll, Wake};
 use std::time::{Duration, Instant};
 
 use nowconnect_proto::flow::{Ending, Side};
-use nowconnect_proto::frame::Open;
+use nowconnect_proto::frame::{Frame, Open};
 use nowconnect_proto::{Cid, Flow, FlowId, Reason, Secret};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
@@ -26,9 +26,9 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
 pub use events::{FlowEvents, Label, Summary};
-pub(crate) use outward::Turn;
 use state::State;
 
+use crate::carried::Carried;
 use crate::counters::{Engine, FlowCounters};
 use crate::session::Link;
 
@@ -137,6 +137,7 @@ impl SocketFlow {
                 home: Handle::current().id(),
                 id: FlowId::LINK,
                 epoch: 0,
+                agent: None,
                 detached_ms: Some(engine.now_ms()),
                 blocked_ms: None,
                 stalled_ms: None,
@@ -308,14 +309,20 @@ impl SocketFlow {
     // ---- for the link ---------------------------------------------------------------------------
 
     /// Puts the flow on `link` as number `id` (origin).
-    pub(crate) fn bind_origin(&self, link: &Arc<Link>, id: FlowId, epoch: u64) {
+    pub(crate) fn bind_origin(
+        &self,
+        link: &Arc<Link>,
+        id: FlowId,
+        epoch: u64,
+        agent: Option<Arc<str>>,
+    ) {
         self.leave_carrier(Some(link));
         let mut state = self.state.lock();
         let peer = link.peer();
         state
             .flow
             .attach_origin(u64::from(peer.first_window), peer.first_window);
-        state.bind(id, epoch);
+        state.bind(id, epoch, agent);
         state.move_to(link.home());
     }
 
@@ -335,7 +342,7 @@ impl SocketFlow {
         state
             .flow
             .attach_target(open.received, open.limit, first_window)?;
-        state.bind(id, open.epoch);
+        state.bind(id, open.epoch, None);
         state.move_to(link.home());
         Ok(())
     }
@@ -344,7 +351,12 @@ impl SocketFlow {
         let previous = std::mem::replace(&mut *self.carrier.lock(), next.cloned());
         if let Some(previous) = previous {
             let id = self.state.lock().id;
-            previous.forget(id, self);
+            previous.forget(id, self.address());
+            if next.is_some() && !previous.is_v1() {
+                // A hub in the middle of the old path is to forget the flow as well.
+                let reason = Reason::Moved;
+                previous.send(Frame::Detach { id, reason });
+            }
         }
     }
 
@@ -391,6 +403,10 @@ impl SocketFlow {
         } else {
             self.events.path_lost(self)
         }
+    }
+
+    pub(crate) fn address(&self) -> *const () {
+        std::ptr::from_ref(self).cast()
     }
 
     fn is_carried_by(&self, link: &Arc<Link>) -> bool {
@@ -446,7 +462,7 @@ impl SocketFlow {
         };
         let link = self.carrier.lock().take();
         if let Some(link) = link {
-            link.forget(id, self);
+            link.forget(id, self.address());
         }
         self.events.closed(self, summary);
     }
@@ -477,7 +493,7 @@ impl Wake for SocketFlow {
     fn wake_by_ref(self: &Arc<Self>) {
         let carrier = self.carrier.lock().clone();
         if let Some(link) = carrier {
-            link.ready(self);
+            link.ready(Carried::Socket(Arc::clone(self)));
         }
     }
 }

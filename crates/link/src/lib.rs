@@ -1,13 +1,17 @@
 //! One WebSocket that carries many flows.
 
 pub mod budget;
+mod carried;
 pub mod counters;
 pub mod dial;
 pub mod endpoint;
 pub mod flows;
+pub mod meter;
 pub mod metrics;
 mod outgoing;
+pub mod pool;
 pub mod quiet;
+pub mod relayed;
 mod reply;
 pub mod session;
 pub mod shards;

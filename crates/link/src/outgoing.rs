@@ -30,7 +30,11 @@ pub(crate) struct Outgoing {
     mask: Mask,
     staging: BytesMut,
     batch: Option<Batch>,
-    sealed: VecDeque<Bytes>,
+    /// With the number of frames that end in each.
+    sealed: VecDeque<(Bytes, usize)>,
+    /// Frames that wait, and those among them that are not sealed.
+    frames: usize,
+    staged_frames: usize,
     sealed_len: usize,
     /// Bytes sealed so far.
     sealed_ever: u64,
@@ -44,6 +48,8 @@ impl Outgoing {
             staging: BytesMut::new(),
             batch: None,
             sealed: VecDeque::new(),
+            frames: 0,
+            staged_frames: 0,
             sealed_len: 0,
             sealed_ever: 0,
             flushed: true,
@@ -60,6 +66,11 @@ impl Outgoing {
         self.sealed_len + self.staging.len() >= FLOOD
     }
 
+    /// Frames that wait.
+    pub(crate) fn frames(&self) -> usize {
+        self.frames
+    }
+
     /// Bytes that were ever appended.
     pub(crate) fn appended(&self) -> u64 {
         self.sealed_ever + self.staging.len() as u64
@@ -72,6 +83,7 @@ impl Outgoing {
 
     /// Appends a frame of protocol version 2.
     pub(crate) fn push(&mut self, frame: &Frame) {
+        self.frames += 1;
         if let Frame::Data {
             id,
             offset,
@@ -85,7 +97,7 @@ impl Outgoing {
             put_data_header(&mut self.staging, *id, *offset, payload.len());
             batch.seal(&mut self.staging, Opcode::Binary, payload.len(), self.mask);
             self.take_staging();
-            self.append(payload.clone());
+            self.append(payload.clone(), 1);
             return;
         }
         let batch = self
@@ -93,6 +105,7 @@ impl Outgoing {
             .take()
             .unwrap_or_else(|| Batch::open(&mut self.staging));
         frame.encode(&mut self.staging);
+        self.staged_frames += 1;
         let full = batch.len(&self.staging) >= MESSAGE_UP_TO;
         self.batch = Some(batch);
         if full {
@@ -123,13 +136,14 @@ impl Outgoing {
 
     fn take_staging(&mut self) {
         let bytes = self.staging.split().freeze();
-        self.append(bytes);
+        let frames = std::mem::take(&mut self.staged_frames);
+        self.append(bytes, frames);
     }
 
-    fn append(&mut self, bytes: Bytes) {
+    fn append(&mut self, bytes: Bytes, frames: usize) {
         self.sealed_len += bytes.len();
         self.sealed_ever += bytes.len() as u64;
-        self.sealed.push_back(bytes);
+        self.sealed.push_back((bytes, frames));
         self.flushed = false;
     }
 
@@ -148,7 +162,7 @@ impl Outgoing {
         while !self.sealed.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let mut count = 0;
-            for (slice, bytes) in slices.iter_mut().zip(&self.sealed) {
+            for (slice, (bytes, _)) in slices.iter_mut().zip(&self.sealed) {
                 *slice = IoSlice::new(bytes);
                 count += 1;
             }
@@ -172,12 +186,13 @@ impl Outgoing {
 
     fn advance(&mut self, mut n: usize) {
         self.sealed_len -= n;
-        while let Some(front) = self.sealed.front_mut() {
+        while let Some((front, frames)) = self.sealed.front_mut() {
             if n < front.len() {
                 front.advance(n);
                 return;
             }
             n -= front.len();
+            self.frames -= *frames;
             self.sealed.pop_front();
         }
     }

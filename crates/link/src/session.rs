@@ -21,8 +21,10 @@ use nowconnect_proto::{FlowId, Reason};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
+use crate::carried::Carried;
 use crate::counters::Engine;
 use crate::endpoint::SocketFlow;
+use crate::meter::{Bounds, Meter};
 use crate::shards::Resident;
 
 pub use carrier::{Carrier, CarrierError};
@@ -63,6 +65,10 @@ pub struct LinkConfig {
     pub ping_interval: Duration,
     /// How long to wait for a pong.
     pub ping_timeout: Duration,
+    /// What may be on its way.
+    pub bounds: Bounds,
+    /// What measures the link.
+    pub meter: Option<Arc<dyn Meter>>,
 }
 
 /// What a link's owner is told. Calls come from the driver, without locks held; they must not
@@ -87,11 +93,12 @@ pub struct Link {
     v1: bool,
     engine: Arc<Engine>,
     queue: Mutex<Queue>,
-    flows: Mutex<HashMap<FlowId, Arc<SocketFlow>>>,
+    flows: Mutex<HashMap<FlowId, Carried>>,
     active: AtomicUsize,
     /// Opener: the next number. Answerer: the highest number seen.
     ids: AtomicU32,
     rtt_micros: AtomicU64,
+    meter: Option<Arc<dyn Meter>>,
     /// Where it lives, and the sockets of its flows with it.
     home: Handle,
     _resident: Resident,
@@ -100,8 +107,8 @@ pub struct Link {
 /// What waits for the driver.
 #[derive(Default)]
 struct Queue {
-    ready: VecDeque<Arc<SocketFlow>>,
-    owing: Vec<Arc<SocketFlow>>,
+    ready: VecDeque<Carried>,
+    owing: Vec<Carried>,
     control: VecDeque<Frame>,
     /// The peer, or we, want no new flows here.
     leaving: bool,
@@ -122,6 +129,7 @@ impl Link {
             active: AtomicUsize::new(0),
             ids: AtomicU32::new(0),
             rtt_micros: AtomicU64::new(0),
+            meter: config.meter.clone(),
             home: Handle::current(),
             _resident: Resident::here(),
         })
@@ -131,6 +139,10 @@ impl Link {
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    pub(crate) fn meter(&self) -> Option<&Arc<dyn Meter>> {
+        self.meter.as_ref()
     }
 
     /// The runtime of its driver.
@@ -182,6 +194,28 @@ impl Link {
     /// # Errors
     /// The link is closed, or used up its numbers (then it is told to go away).
     pub fn attach(self: &Arc<Self>, flow: &Arc<SocketFlow>, epoch: u64) -> Result<(), Reason> {
+        let id = self.next_number()?;
+        flow.bind_origin(self, id, epoch, None);
+        self.insert(id, flow)
+    }
+
+    /// Opener, to another hub: like [`Link::attach`], for the tunnel that `agent` has there.
+    ///
+    /// # Errors
+    /// As [`Link::attach`].
+    pub fn attach_for(
+        self: &Arc<Self>,
+        flow: &Arc<SocketFlow>,
+        epoch: u64,
+        agent: &Arc<str>,
+    ) -> Result<(), Reason> {
+        let id = self.next_number()?;
+        flow.bind_origin(self, id, epoch, Some(Arc::clone(agent)));
+        self.insert(id, flow)
+    }
+
+    /// Opener: the number of the next flow.
+    pub(crate) fn next_number(&self) -> Result<FlowId, Reason> {
         debug_assert_eq!(self.role, Role::Opener);
         let id = self
             .ids
@@ -190,9 +224,7 @@ impl Link {
             self.close(Reason::FlowIdsExhausted);
             return Err(Reason::FlowIdsExhausted);
         };
-        let id = FlowId(previous + 1);
-        flow.bind_origin(self, id, epoch);
-        self.insert(id, flow)
+        Ok(FlowId(previous + 1))
     }
 
     /// Answerer: carries `flow` under the number that its OPEN came with.
@@ -205,7 +237,7 @@ impl Link {
         flow: &Arc<SocketFlow>,
         open: &Open,
     ) -> Result<(), Reason> {
-        if self.flows.lock().contains_key(&id) {
+        if self.carries(id) {
             return Err(Reason::ProtocolError);
         }
         flow.bind_target(self, id, open)?;
@@ -213,19 +245,35 @@ impl Link {
     }
 
     fn insert(self: &Arc<Self>, id: FlowId, flow: &Arc<SocketFlow>) -> Result<(), Reason> {
+        let taken = self.take_up(id, &Carried::Socket(Arc::clone(flow)));
+        if taken.is_err() {
+            flow.path_lost(self, !self.v1);
+        }
+        taken
+    }
+
+    /// Carries `flow` as number `id`.
+    ///
+    /// # Errors
+    /// The link is closed.
+    pub(crate) fn take_up(&self, id: FlowId, flow: &Carried) -> Result<(), Reason> {
         let mut queue = self.queue.lock();
         if queue.closed {
-            drop(queue);
-            flow.path_lost(self, !self.v1);
             return Err(Reason::ConnectionLost);
         }
-        if self.flows.lock().insert(id, Arc::clone(flow)).is_none() {
+        if self.flows.lock().insert(id, flow.clone()).is_none() {
             self.active.fetch_add(1, Ordering::Relaxed);
         }
         flow.set_queued(true);
-        queue.ready.push_back(Arc::clone(flow));
+        queue.ready.push_back(flow.clone());
         queue.wake();
         Ok(())
+    }
+
+    /// Answerer: whether a flow has this number now.
+    #[must_use]
+    pub fn carries(&self, id: FlowId) -> bool {
+        self.flows.lock().contains_key(&id)
     }
 
     /// Answerer: does not take the flow behind an OPEN.
@@ -273,11 +321,11 @@ impl Link {
     // ---- for flows ------------------------------------------------------------------------------
 
     /// The flow wants a turn.
-    pub(crate) fn ready(self: &Arc<Self>, flow: &Arc<SocketFlow>) {
+    pub(crate) fn ready(self: &Arc<Self>, flow: Carried) {
         if flow.set_queued(true) {
             let mut queue = self.queue.lock();
             if !queue.closed {
-                queue.ready.push_back(Arc::clone(flow));
+                queue.ready.push_back(flow);
                 return queue.wake();
             }
             drop(queue);
@@ -286,21 +334,18 @@ impl Link {
     }
 
     /// The flow owes an acknowledgement that can wait a little.
-    pub(crate) fn owe(&self, flow: &Arc<SocketFlow>) {
+    pub(crate) fn owe(&self, flow: Carried) {
         let mut queue = self.queue.lock();
         if !queue.closed {
-            queue.owing.push(Arc::clone(flow));
+            queue.owing.push(flow);
             queue.wake();
         }
     }
 
-    /// The flow is over, or carried by another link.
-    pub(crate) fn forget(&self, id: FlowId, flow: &SocketFlow) {
+    /// The flow that lies at `flow` is over, or carried by another link.
+    pub(crate) fn forget(&self, id: FlowId, flow: *const ()) {
         let mut flows = self.flows.lock();
-        if flows
-            .get(&id)
-            .is_some_and(|known| std::ptr::eq(Arc::as_ptr(known), flow))
-        {
+        if flows.get(&id).is_some_and(|known| known.address() == flow) {
             flows.remove(&id);
             self.active.fetch_sub(1, Ordering::Relaxed);
         }
@@ -311,7 +356,7 @@ impl Link {
 
     // ---- for the driver -------------------------------------------------------------------------
 
-    fn flow(&self, id: FlowId) -> Option<Arc<SocketFlow>> {
+    fn flow(&self, id: FlowId) -> Option<Carried> {
         self.flows.lock().get(&id).cloned()
     }
 

@@ -13,6 +13,7 @@ use nowconnect_link::budget::Budget;
 use nowconnect_link::counters::{Engine, EngineCounters, FlowCounters};
 use nowconnect_link::endpoint::{FlowEvents, Label, SocketFlow, Summary};
 use nowconnect_link::flows::FlowTable;
+use nowconnect_link::meter::Bounds;
 use nowconnect_link::session::{
     self, Carrier, Link, LinkClosed, LinkConfig, LinkEvents, Peer, Role,
 };
@@ -132,6 +133,8 @@ impl Tunnel {
                 },
                 ping_interval: Duration::from_secs(5),
                 ping_timeout: Duration::from_secs(10),
+                bounds: Bounds::NONE,
+                meter: None,
             };
             let events = Arc::new(Events(Arc::clone(side)));
             let (link, task) = session::start(carrier, &config, &side.engine, events);

@@ -14,6 +14,7 @@ mod json;
 pub mod json_v1;
 pub mod keepalive;
 pub mod mesh_hello;
+pub mod relay;
 
 pub use close::Reason;
 pub use flow::Flow;

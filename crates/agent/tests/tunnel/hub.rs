@@ -21,6 +21,7 @@ use nowconnect_agent::config::{
 use nowconnect_link::budget::Budget;
 use nowconnect_link::counters::{Engine, EngineCounters, FlowCounters};
 use nowconnect_link::endpoint::{FlowEvents, Label, SocketFlow, Summary};
+use nowconnect_link::meter::Bounds;
 use nowconnect_link::session::{self, Carrier, Link, LinkClosed, LinkConfig, LinkEvents, Peer};
 use nowconnect_link::upgrade::{Offer, Pending, Refusal};
 use nowconnect_link::wire::Wire;
@@ -229,6 +230,8 @@ impl Shared {
             },
             ping_interval: Duration::from_secs(5),
             ping_timeout: Duration::from_secs(10),
+            bounds: Bounds::NONE,
+            meter: None,
         };
         let (sender, controls) = mpsc::channel(64);
         let events = Arc::new(Controls(sender));

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nowconnect_link::meter::Bounds;
 use nowconnect_link::session::{Carrier, CarrierError, LinkClosed, LinkConfig, Peer, Role, start};
 use nowconnect_link::stream::Stream;
 use nowconnect_link::upgrade::{Pending, Upgraded};
@@ -234,6 +235,8 @@ impl Newcomer {
             },
             ping_interval: terms.ping_interval,
             ping_timeout: terms.ping_timeout,
+            bounds: Bounds::NONE,
+            meter: None,
         };
         let (link, driver) = start(carrier, &config, &tunnels.engine, Arc::new(mailbox));
         report_rejected(&link, &identity.agent_id, &exports, rejected);

@@ -9,6 +9,7 @@ use nowconnect_link::budget::Budget;
 use nowconnect_link::counters::{Engine, EngineCounters, FlowCounters};
 use nowconnect_link::endpoint::{FlowEvents, SocketFlow, Summary};
 use nowconnect_link::flows::FlowTable;
+use nowconnect_link::meter::Bounds;
 use nowconnect_link::session::{
     Carrier, Link, LinkClosed, LinkConfig, LinkEvents, Peer, Role, start,
 };
@@ -132,6 +133,8 @@ impl Process {
             },
             ping_interval: Duration::from_secs(5),
             ping_timeout: Duration::from_secs(10),
+            bounds: Bounds::NONE,
+            meter: None,
         };
         let (sender, control) = mpsc::channel(64);
         let events = Arc::new(Events {

@@ -12,19 +12,11 @@ use nowconnect_proto::{FlowId, Frame, Reason};
 use super::SocketFlow;
 use super::state::{Before, State};
 use crate::budget::MOST_WINDOW;
+use crate::carried::{Carried, Heard};
 use crate::session::Link;
 
 /// A window that goes through within this time and two round trips is too small, in milliseconds.
 const FAST_WINDOW_MS: u64 = 20;
-
-/// What is left to do about a frame of a flow.
-#[derive(Default)]
-pub(crate) struct Heard {
-    /// It is the flow's first one of those at hand.
-    pub(crate) first: bool,
-    /// It broke a rule, and the flow ended with it.
-    pub(crate) violation: Option<Reason>,
-}
 
 impl SocketFlow {
     /// A frame came over `link` for number `id`. `first` of the answer tells whether it is the first
@@ -49,7 +41,7 @@ impl SocketFlow {
         if let Frame::Detach { reason, .. } = frame {
             drop(state);
             tracing::debug!(event = "flow_detached", cid = %self.cid, %reason);
-            link.forget(id, self);
+            link.forget(id, self.address());
             self.path_lost(link, true);
             return Heard::default();
         }
@@ -95,10 +87,10 @@ impl SocketFlow {
             return self.finish();
         }
         if owes {
-            link.owe(self);
+            link.owe(Carried::Socket(Arc::clone(self)));
         }
         if turn {
-            link.ready(self);
+            link.ready(Carried::Socket(Arc::clone(self)));
         }
     }
 

@@ -13,19 +13,11 @@ use tokio_util::io::poll_read_buf;
 
 use super::SocketFlow;
 use super::state::State;
+use crate::carried::Turn;
 use crate::session::Link;
 
 /// Bytes read from a socket at once at most; also a flow's share of a turn.
 const READ_SIZE: usize = 256 * 1024;
-
-/// A flow's turn on its link.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Turn {
-    /// Where the flow stands among those that wait.
-    pub(crate) mark: u64,
-    /// How many bytes it may put on the link.
-    pub(crate) most: usize,
-}
 
 impl SocketFlow {
     /// Gives what arrived to the socket, and to the link what need not wait for room: everything
@@ -109,7 +101,7 @@ impl SocketFlow {
     /// The flow ended at the very moment that `link` took it.
     fn ended_while_moving(&self, link: &Link, id: FlowId, put: &mut dyn FnMut(Frame)) {
         self.carrier.lock().take();
-        link.forget(id, self);
+        link.forget(id, self.address());
         if self.side == Side::Target {
             let reason = Reason::UnknownFlow;
             put(Frame::Rst { id, reason });
@@ -145,7 +137,7 @@ impl SocketFlow {
                     connector: self.label.connector.to_string(),
                     client: self.label.client.to_string(),
                     listener: self.label.listener.to_string(),
-                    agent: String::new(),
+                    agent: state.agent.as_deref().unwrap_or_default().to_owned(),
                 }),
             },
             Step::OpenAck { received, limit } => Frame::OpenAck {

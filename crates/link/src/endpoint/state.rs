@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use nowconnect_proto::flow::Ending;
@@ -20,6 +21,8 @@ pub(super) struct State {
     /// Number of the flow on its link, and the epoch it was offered under.
     pub(super) id: FlowId,
     pub(super) epoch: u64,
+    /// Between hubs: the agent that it was offered to.
+    pub(super) agent: Option<Arc<str>>,
     /// When the path was lost, in milliseconds.
     pub(super) detached_ms: Option<u64>,
     /// When the flow began to wait for credit, in milliseconds.
@@ -52,9 +55,10 @@ pub(super) struct Before {
 }
 
 impl State {
-    pub(super) fn bind(&mut self, id: FlowId, epoch: u64) {
+    pub(super) fn bind(&mut self, id: FlowId, epoch: u64, agent: Option<Arc<str>>) {
         self.id = id;
         self.epoch = epoch;
+        self.agent = agent;
         self.detached_ms = None;
         self.waiting = false;
         self.mark = 0;

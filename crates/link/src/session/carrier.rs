@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -13,6 +14,7 @@ use nowconnect_proto::{Frame, Reason};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
+use crate::meter::Meter;
 use crate::outgoing::Outgoing;
 use crate::wire::{Wire, WireError};
 use crate::ws::{Decoder, Limits, Mask, Message, Opcode, Role, WsError};
@@ -69,6 +71,9 @@ pub struct Carrier<S> {
     ws_ping: Option<Bytes>,
     /// What a pong of the WebSocket brought.
     pub(super) ws_pong: Option<u64>,
+    /// Bytes received that the meter does not know of.
+    pub(super) received: usize,
+    pub(super) meter: Option<Arc<dyn Meter>>,
     /// Offences that do not end the link, of the messages taken since they were last looked at.
     pub(super) offences: Vec<&'static str>,
 }
@@ -95,6 +100,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
             wire,
             ws_ping: None,
             ws_pong: None,
+            received: 0,
+            meter: None,
             offences: Vec::new(),
         }
     }
@@ -125,7 +132,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
     /// Leaves one frame to whoever writes next: this carrier's [`send`](Self::send), or the driver
     /// of the link that it becomes, before anything else.
     pub fn queue(&mut self, frame: Frame) {
-        self.wire.send(frame, 0, &mut self.out, &mut self.frames);
+        self.put(frame, 0);
+    }
+
+    /// Puts a frame behind those that wait to be written.
+    pub(super) fn put(&mut self, frame: Frame, now_ms: u64) {
+        if let Some(meter) = &self.meter {
+            meter.frame_out(&frame);
+        }
+        self.wire
+            .send(frame, now_ms, &mut self.out, &mut self.frames);
     }
 
     /// Closes in order, with the reason.
@@ -157,7 +173,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
             reason,
             deadline_ms: 0,
         };
-        self.wire.send(goodbye, 0, &mut self.out, &mut self.frames);
+        self.put(goodbye, 0);
         self.out.push_close(code, reason.name());
     }
 
@@ -173,8 +189,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
         while !self.out.is_flooded()
             && let Some(frame) = waiting.pop_front()
         {
-            self.wire
-                .send(frame, now / 1000, &mut self.out, &mut self.frames);
+            self.put(frame, now / 1000);
         }
     }
 
@@ -195,6 +210,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
             self.input.reserve(READ_BUFFER);
         }
         let n = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input))?;
+        self.received += n;
         if n == 0 {
             return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
         }

@@ -23,8 +23,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::pace::Pace;
 use super::turns::Turns;
 use super::{Carrier, CarrierError, Link, LinkConfig, LinkEvents, Role};
+use crate::carried::{Carried, Turn};
 use crate::counters::Engine;
-use crate::endpoint::{SocketFlow, Turn};
+use crate::meter::Bound;
 use crate::ws::Opcode;
 
 /// Acknowledgements that can wait are sent after this time at the latest, in microseconds.
@@ -59,12 +60,12 @@ struct Driver<S> {
     /// The peer's latest ping; older ones need no answer.
     pong: Option<u64>,
     /// Flows that got frames which are not all looked at yet.
-    touched: Vec<Arc<SocketFlow>>,
+    touched: Vec<Carried>,
     /// Flows that were woken, being looked at.
-    woken: VecDeque<Arc<SocketFlow>>,
+    woken: VecDeque<Carried>,
     /// Flows that want a turn to write.
     waiting: Turns,
-    owing: Vec<Arc<SocketFlow>>,
+    owing: Vec<Carried>,
     owing_due: Option<u64>,
     scratch: BytesMut,
     /// The peer closed, or broke the protocol: nothing more is read.
@@ -73,6 +74,7 @@ struct Driver<S> {
     closing: Option<(LinkClosed, u64)>,
     /// The reason of the peer's GOAWAY.
     peer_reason: Option<Reason>,
+    max_frames: usize,
     sleep: Pin<Box<Sleep>>,
     ended: bool,
 }
@@ -80,7 +82,7 @@ struct Driver<S> {
 /// Makes a link of a connection whose handshake is done. The future is the link's task; when it is
 /// dropped or resolves, the link is closed and its flows wait for another.
 pub fn start<S>(
-    carrier: Carrier<S>,
+    mut carrier: Carrier<S>,
     config: &LinkConfig,
     engine: &Arc<Engine>,
     events: Arc<dyn LinkEvents>,
@@ -89,6 +91,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let link = Link::new(config, carrier.is_v1(), engine);
+    carrier.meter = config.meter.clone();
     let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     let now = engine.now_micros();
     let driver = Driver {
@@ -101,7 +104,7 @@ where
             micros(config.ping_timeout),
             now,
         ),
-        pace: Pace::new(now),
+        pace: Pace::new(now, config.bounds.bytes),
         beat_at: 0,
         pong: None,
         touched: Vec::new(),
@@ -113,6 +116,7 @@ where
         input_over: false,
         closing: None,
         peer_reason: None,
+        max_frames: config.bounds.frames,
         sleep: Box::pin(sleep_until(Instant::now())),
         ended: false,
     };
@@ -140,6 +144,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 .out
                 .poll_write(&mut self.carrier.io, cx, &mut moved);
             progressed |= moved > 0;
+            self.measure(moved);
             if let Poll::Ready(Err(error)) = written {
                 return Poll::Ready(self.lost(&error.into()));
             }
@@ -154,6 +159,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    fn measure(&mut self, sent: usize) {
+        if let Some(meter) = &self.carrier.meter {
+            meter.bytes(std::mem::take(&mut self.carrier.received), sent);
+            let in_flight = self.pace.in_flight(self.carrier.out.appended());
+            meter.waiting(self.carrier.out.frames(), in_flight);
+        }
     }
 
     // ---- keepalive and time ---------------------------------------------------------------------
@@ -216,6 +229,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     fn on_pong(&mut self, value: u64, now: u64) {
         if let Some(rtt) = self.keepalive.on_pong(value, now) {
             self.pace.on_pong(rtt, now);
+            if let Some(meter) = &self.carrier.meter {
+                meter.round_trip(Duration::from_micros(rtt));
+            }
             self.link.note_rtt(Duration::from_micros(rtt));
             self.beat_at = 0;
         }
@@ -298,6 +314,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     fn on_frame(&mut self, frame: Frame, now: u64) {
+        if let Some(meter) = &self.carrier.meter {
+            meter.frame_in(&frame);
+        }
         match frame {
             Frame::Data { id, .. }
             | Frame::Credit { id, .. }
@@ -440,6 +459,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             let room = self.pace.room(self.carrier.out.appended());
             if room == 0 {
                 self.pace.note_limited();
+                self.held_up(Bound::Bytes);
+                break;
+            }
+            if self.carrier.out.frames() >= self.max_frames {
+                self.held_up(Bound::Frames);
                 break;
             }
             if let Some((flow, mark)) = self.waiting.pop() {
@@ -448,6 +472,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             }
         }
         self.look_ahead(now);
+    }
+
+    fn held_up(&self, bound: Bound) {
+        if let Some(meter) = &self.carrier.meter
+            && (bound == Bound::Frames || self.pace.is_bounded())
+        {
+            meter.held_up(bound);
+        }
     }
 
     /// Asks what the peer has got, when that is worth knowing.
@@ -460,31 +492,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
     }
 
-    fn turn_in(&mut self, flow: &Arc<SocketFlow>, flush: bool, now: u64) {
-        let Carrier {
-            wire, out, frames, ..
-        } = &mut self.carrier;
-        let mut put = |frame| wire.send(frame, now / 1000, out, frames);
+    fn turn_in(&mut self, flow: &Carried, flush: bool, now: u64) {
+        let carrier = &mut self.carrier;
+        let mut put = |frame| carrier.put(frame, now / 1000);
         if let Some(mark) = flow.turn_in(&self.link, flush, &mut put) {
-            self.waiting.come_back(Arc::clone(flow), mark);
+            self.waiting.come_back(flow.clone(), mark);
         }
     }
 
-    fn turn_out(&mut self, flow: Arc<SocketFlow>, turn: Turn, now: u64) {
-        let Carrier {
-            wire, out, frames, ..
-        } = &mut self.carrier;
-        let mut put = |frame| wire.send(frame, now / 1000, out, frames);
+    fn turn_out(&mut self, flow: Carried, turn: Turn, now: u64) {
+        let carrier = &mut self.carrier;
+        let mut put = |frame| carrier.put(frame, now / 1000);
         if let Some(mark) = flow.turn_out(&self.link, turn, &mut self.scratch, &mut put) {
             self.waiting.go_on(flow, mark);
         }
     }
 
     fn push(&mut self, frame: Frame) {
-        let Carrier {
-            wire, out, frames, ..
-        } = &mut self.carrier;
-        wire.send(frame, 0, out, frames);
+        self.carrier.put(frame, 0);
     }
 }
 

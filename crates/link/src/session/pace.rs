@@ -30,6 +30,8 @@ const TURNS: u64 = 50;
 #[derive(Debug)]
 pub(super) struct Pace {
     window: u64,
+    /// The window never grows beyond this.
+    most: u64,
     /// What the peer has got for sure.
     seen: u64,
     /// What was put on the link before the ping that waits for its pong, and before the last one.
@@ -48,9 +50,12 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(now: u64) -> Self {
+    /// At most `most` bytes are to be on their way, however much the path carries.
+    pub(super) fn new(now: u64, most: u64) -> Self {
+        let most = most.min(MOST);
         Self {
-            window: FIRST,
+            window: FIRST.min(most),
+            most,
             seen: 0,
             asked: None,
             asked_last: 0,
@@ -74,6 +79,16 @@ impl Pace {
             return u64::MAX;
         }
         (self.carries() / TURNS).max(LEAST_ROOM)
+    }
+
+    /// Bytes that the peer is not known to have got, of the `put` ones.
+    pub(super) fn in_flight(&self, put: u64) -> u64 {
+        put.saturating_sub(self.seen)
+    }
+
+    /// Whether the window is as large as it may be.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.window >= self.most
     }
 
     /// Bytes wait for room.
@@ -113,9 +128,9 @@ impl Pace {
         }
         let wanted = self.carries().saturating_mul(4 * base + STOCK) / 1_000_000;
         if wanted > self.window {
-            self.window = wanted.min(self.window * 2).min(MOST);
+            self.window = wanted.min(self.window * 2).min(self.most);
         } else if self.long.0 > 0 {
-            self.window = wanted.max(LEAST);
+            self.window = wanted.max(LEAST).min(self.most);
         }
     }
 
@@ -149,7 +164,7 @@ mod tests {
     /// longest round trip then.
     fn run(rate: u64, base: u64, seconds: u64) -> (u64, u64) {
         const STEP: u64 = 1000;
-        let mut pace = Pace::new(0);
+        let mut pace = Pace::new(0, MOST);
         let (mut put, mut through) = (0, 0);
         let mut ping = Some((0, 0));
         pace.on_ping(0);
@@ -209,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_path_that_becomes_long_is_not_taken_for_a_full_one_for_ever() {
-        let mut pace = Pace::new(0);
+        let mut pace = Pace::new(0, MOST);
         pace.on_ping(0);
         pace.on_pong(1_000, 1_000);
         let (mut put, mut now) = (0, 1_000);

@@ -11,8 +11,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::budget::Budget;
+use crate::carried::Carried;
 use crate::counters::{EngineCounters, FlowCounters};
 use crate::endpoint::{FlowEvents, Label, Summary};
+use crate::meter::Bounds;
 use crate::wire::Wire;
 use crate::ws;
 
@@ -59,6 +61,8 @@ impl Driven {
             },
             ping_interval: Duration::from_secs(5),
             ping_timeout: Duration::from_secs(10),
+            bounds: Bounds::NONE,
+            meter: None,
         };
         let (link, driver) = start(carrier, &config, engine, Arc::new(Silent));
         let driver = Box::pin(driver);
@@ -113,8 +117,8 @@ async fn a_wake_that_went_to_the_old_link_does_not_swallow_one_of_the_new() {
         new.link.attach(&flow, 1).unwrap();
         new.poll();
         // The socket read which link carries the flow just before it moved; then it is ready again.
-        old.link.ready(&flow);
-        new.link.ready(&flow);
+        old.link.ready(Carried::Socket(Arc::clone(&flow)));
+        new.link.ready(Carried::Socket(Arc::clone(&flow)));
         assert!(!new.is_woken_for_flows());
         if old_ends {
             drop(old.driver);
@@ -137,9 +141,9 @@ async fn a_wake_of_a_link_that_has_ended_leaves_the_flow_free_to_be_woken() {
     new.link.attach(&flow, 1).unwrap();
     new.poll();
     drop(old.driver);
-    old.link.ready(&flow);
+    old.link.ready(Carried::Socket(Arc::clone(&flow)));
     new.poll();
-    new.link.ready(&flow);
+    new.link.ready(Carried::Socket(Arc::clone(&flow)));
     assert!(new.is_woken_for_flows());
 }
 

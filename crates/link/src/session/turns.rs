@@ -6,9 +6,8 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::Arc;
 
-use crate::endpoint::SocketFlow;
+use crate::carried::Carried;
 
 /// What a flow that comes back may have sent ahead of its share, in bytes: a few questions and
 /// answers need not wait until everybody else has sent as much.
@@ -16,7 +15,7 @@ const AHEAD: u64 = 16 * 1024;
 
 /// Flows that want to put bytes on a link, the next one first.
 #[derive(Debug)]
-pub(super) struct Turns<T = Arc<SocketFlow>> {
+pub(super) struct Turns<T = Carried> {
     heap: BinaryHeap<Turn<T>>,
     /// How far those have got that always have more to send.
     clock: u64,

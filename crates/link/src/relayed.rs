@@ -1,0 +1,336 @@
+//! A flow that passes through: in over one link, out over another.
+//!
+//! Like a [`SocketFlow`](crate::endpoint::SocketFlow) it has no task. The drivers of its two links
+//! hand it frames and give it turns, and each wakes the other. It belongs to these two links: when
+//! one is gone it is over, and the flow's ends find another path.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nowconnect_proto::frame::{Frame, Open};
+use nowconnect_proto::relay::{Face, Relay};
+use nowconnect_proto::{Cid, FlowId, Reason};
+use parking_lot::Mutex;
+
+use crate::carried::{Carried, Heard, Turn};
+use crate::pool::Share;
+use crate::session::Link;
+
+/// A flow between two links of this process.
+pub struct Relayed {
+    cid: Cid,
+    /// Towards the origin and towards the target.
+    legs: [Leg; 2],
+    state: Mutex<State>,
+}
+
+/// One of the two links.
+struct Leg {
+    link: Arc<Link>,
+    id: FlowId,
+    /// Where bytes are counted that wait for this link.
+    share: Arc<Share>,
+    /// In the link's ready queue.
+    queued: AtomicBool,
+}
+
+struct State {
+    relay: Relay,
+    /// In the link's list of flows that wait for room to write, and where among them.
+    turns: [(bool, u64); 2],
+    /// Frames came in that [`Relayed::after_frames`] has not followed.
+    touched: [bool; 2],
+    /// Bytes that the shares know of.
+    charged: [u64; 2],
+    closed: bool,
+    /// Whatever lasts as long as the flow is passed on.
+    ticket: Option<Box<dyn Send>>,
+}
+
+/// One side of a relay that is to be.
+#[derive(Debug)]
+pub struct Side {
+    /// The link.
+    pub link: Arc<Link>,
+    /// Where bytes are counted that wait for it.
+    pub share: Arc<Share>,
+}
+
+impl Relayed {
+    /// Passes the flow that came over `origin` as number `id` with `open` on to `target`, whose
+    /// tunnel knows the ownership as `epoch`. The origin sends `first_window` bytes of a new flow
+    /// unasked. `ticket` is dropped when the flow is passed on no longer.
+    ///
+    /// # Errors
+    /// One of the links is closed, used up its numbers, or has the number in use. Nothing was
+    /// passed on.
+    pub fn start(
+        origin: Side,
+        id: FlowId,
+        mut open: Open,
+        target: Side,
+        epoch: u64,
+        first_window: u32,
+        ticket: Box<dyn Send>,
+    ) -> Result<Arc<Self>, Reason> {
+        let cid = open.cid;
+        open.epoch = epoch;
+        open.agent.clear();
+        let takes = target.link.peer().first_window;
+        let relay = Relay::new(open, first_window, takes, !target.link.is_v1());
+        let number = target.link.next_number()?;
+        let leg = |side: Side, id| Leg {
+            link: side.link,
+            id,
+            share: side.share,
+            queued: AtomicBool::new(false),
+        };
+        let relayed = Arc::new(Self {
+            cid,
+            legs: [leg(origin, id), leg(target, number)],
+            state: Mutex::new(State {
+                relay,
+                turns: [(false, 0); 2],
+                touched: [false; 2],
+                charged: [0; 2],
+                closed: false,
+                ticket: Some(ticket),
+            }),
+        });
+        relayed.enter(Face::Origin)?;
+        relayed.enter(Face::Target).inspect_err(|_| {
+            relayed.state.lock().closed = true;
+            relayed.leg(Face::Origin).link.forget(id, relayed.address());
+        })?;
+        Ok(relayed)
+    }
+
+    fn enter(self: &Arc<Self>, face: Face) -> Result<(), Reason> {
+        let leg = self.leg(face);
+        leg.link.take_up(leg.id, &self.on(face))
+    }
+
+    /// The flow's name for life.
+    #[must_use]
+    pub fn cid(&self) -> Cid {
+        self.cid
+    }
+
+    fn leg(&self, face: Face) -> &Leg {
+        &self.legs[index(face)]
+    }
+
+    fn on(self: &Arc<Self>, face: Face) -> Carried {
+        Carried::Relayed(Arc::clone(self), face)
+    }
+
+    pub(crate) fn address(&self) -> *const () {
+        std::ptr::from_ref(self).cast()
+    }
+
+    pub(crate) fn set_queued(&self, face: Face, queued: bool) -> bool {
+        self.leg(face).queued.swap(queued, Ordering::AcqRel) != queued
+    }
+
+    /// A frame came in through `face`.
+    pub(crate) fn on_frame(&self, face: Face, frame: Frame) -> Heard {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Heard::default();
+        }
+        let violation = state.relay.on_frame(face, frame).err();
+        if let Some(reason) = violation {
+            tracing::debug!(event = "flow_violation", cid = %self.cid, %reason);
+            state.relay.abort(reason);
+        }
+        self.charge(&mut state);
+        if self.leg(face.other()).share.is_over() && state.relay.queued(face.other()) > 0 {
+            tracing::debug!(event = "flow_shed", cid = %self.cid);
+            state.relay.shed(Reason::Backpressure);
+            self.charge(&mut state);
+            if let Some(meter) = self.mesh().meter() {
+                meter.shed();
+            }
+        }
+        let first = !std::mem::replace(&mut state.touched[index(face)], true);
+        Heard { first, violation }
+    }
+
+    /// The link between the hubs.
+    fn mesh(&self) -> &Link {
+        &self.leg(Face::Origin).link
+    }
+
+    /// The frames at hand are all looked at: what they brought is for the other link.
+    pub(crate) fn after_frames(self: &Arc<Self>, face: Face) {
+        let wanted = {
+            let mut state = self.state.lock();
+            state.touched[index(face)] = false;
+            state.relay.settle();
+            self.wanted(&state)
+        };
+        self.wake(wanted);
+        self.finish_if_over();
+    }
+
+    /// Gives the link what need not wait for room: everything but bytes. Returns where the flow
+    /// stands if it is to wait for a turn now.
+    pub(crate) fn turn_in(self: &Arc<Self>, face: Face, put: &mut dyn FnMut(Frame)) -> Option<u64> {
+        let mut state = self.state.lock();
+        self.put_frames(&mut state, face, 0, usize::MAX, put);
+        let (waiting, mark) = &mut state.turns[index(face)];
+        let (was_waiting, mark) = (*waiting, *mark);
+        let waits = !was_waiting && state.relay.queued(face) > 0;
+        state.turns[index(face)].0 |= waits;
+        drop(state);
+        self.finish_if_over();
+        waits.then_some(mark)
+    }
+
+    /// Gives the flow its turn on the link. Returns where the flow stands if it is to wait for
+    /// another turn, because there is more.
+    pub(crate) fn turn_out(
+        self: &Arc<Self>,
+        face: Face,
+        turn: Turn,
+        put: &mut dyn FnMut(Frame),
+    ) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return None;
+        }
+        let max_payload = self.leg(face).link.peer().max_payload;
+        let left = self.put_frames(&mut state, face, max_payload, turn.most, put);
+        self.charge(&mut state);
+        let mark = turn.mark + (turn.most - left) as u64;
+        let waits = left == 0 && state.relay.queued(face) > 0;
+        state.turns[index(face)] = (waits, mark);
+        // What has left makes room for more of the other end's.
+        let wanted = self.wanted(&state);
+        drop(state);
+        self.wake([
+            wanted[0] && face != Face::Origin,
+            wanted[1] && face != Face::Target,
+        ]);
+        self.finish_if_over();
+        waits.then_some(mark)
+    }
+
+    /// Returns how much of `most` bytes is left.
+    fn put_frames(
+        &self,
+        state: &mut State,
+        face: Face,
+        max_payload: usize,
+        most: usize,
+        put: &mut dyn FnMut(Frame),
+    ) -> usize {
+        let room = self.leg(face.other()).share.room();
+        let mut left = most;
+        while left > 0
+            && let Some(frame) =
+                state
+                    .relay
+                    .next_frame(face, self.leg(face).id, max_payload.min(left), room)
+        {
+            if let Frame::Data { payload, .. } = &frame {
+                left = left.saturating_sub(payload.len());
+            }
+            put(frame);
+        }
+        left
+    }
+
+    /// The link behind `face` is gone; `resumable` tells whether its flows outlive it.
+    pub(crate) fn path_lost(self: &Arc<Self>, face: Face, resumable: bool) {
+        let wanted = {
+            let mut state = self.state.lock();
+            if resumable {
+                state.relay.lost(face, Reason::ConnectionLost);
+            } else {
+                state.relay.broken(face, Reason::WsBroken);
+            }
+            self.charge(&mut state);
+            self.wanted(&state)
+        };
+        self.wake(wanted);
+        self.finish_if_over();
+    }
+
+    /// Takes the flow off this hub: both ends find another path.
+    pub fn detach(self: &Arc<Self>, reason: Reason) {
+        let wanted = {
+            let mut state = self.state.lock();
+            state.relay.shed(reason);
+            self.charge(&mut state);
+            self.wanted(&state)
+        };
+        self.wake(wanted);
+    }
+
+    /// Ends the flow for both ends.
+    pub fn abort(self: &Arc<Self>, reason: Reason) {
+        let wanted = {
+            let mut state = self.state.lock();
+            state.relay.abort(reason);
+            self.charge(&mut state);
+            self.wanted(&state)
+        };
+        self.wake(wanted);
+    }
+
+    fn wanted(&self, state: &State) -> [bool; 2] {
+        [Face::Origin, Face::Target].map(|face| {
+            let room = self.leg(face.other()).share.room();
+            state.relay.has_frame(face, room)
+        })
+    }
+
+    fn wake(self: &Arc<Self>, wanted: [bool; 2]) {
+        for face in [Face::Origin, Face::Target] {
+            if wanted[index(face)] {
+                self.leg(face).link.ready(self.on(face));
+            }
+        }
+    }
+
+    fn charge(&self, state: &mut State) {
+        for face in [Face::Origin, Face::Target] {
+            let now = state.relay.queued(face) as u64;
+            let before = std::mem::replace(&mut state.charged[index(face)], now);
+            if now != before {
+                self.leg(face).share.change(before, now);
+            }
+        }
+    }
+
+    fn finish_if_over(self: &Arc<Self>) {
+        let ticket = {
+            let mut state = self.state.lock();
+            if !state.relay.is_over() || std::mem::replace(&mut state.closed, true) {
+                return;
+            }
+            self.charge(&mut state);
+            state.ticket.take()
+        };
+        for leg in &self.legs {
+            leg.link.forget(leg.id, self.address());
+        }
+        drop(ticket);
+    }
+}
+
+impl std::fmt::Debug for Relayed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Relayed")
+            .field("cid", &self.cid)
+            .finish_non_exhaustive()
+    }
+}
+
+fn index(face: Face) -> usize {
+    match face {
+        Face::Origin => 0,
+        Face::Target => 1,
+    }
+}
