@@ -25,7 +25,7 @@ use crate::config::{AdminConfig, FapiMode, HubConfig, ListenerConfig, ServerTls}
 use crate::listener::{self, BindError, Listener};
 use crate::metrics::Metrics;
 use crate::policy::{Door, Policy};
-use crate::registry::Embedded;
+use crate::registry::Registry;
 use crate::router::Router;
 use crate::server::{self, Doorman, Health, Stage, Surface};
 use crate::tunnels::{Gate, Tunnels};
@@ -177,7 +177,8 @@ impl Hub {
             &config.security,
             metrics.clone(),
         );
-        let registry = Arc::new(Embedded::default());
+        let hub = config.ha.replica_id.as_str().into();
+        let registry = Registry::new(hub, metrics.clone(), tasks.clone());
         let tunnels = Tunnels::new(
             &config,
             gate,

@@ -5,15 +5,28 @@
 //! agent join its epoch. The newest claim wins. The directory never cuts a tunnel: the living tunnel
 //! is the truth, and a displaced one is told so by the session table.
 
-mod embedded;
+#![allow(dead_code)]
+
 mod epoch;
+mod own;
+mod owner;
 mod rivalry;
+mod routes;
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 
+use nowconnect_link::tasks::Tasks;
 use nowconnect_proto::hello::Instance;
+use nowconnect_settings::Secret;
+use parking_lot::Mutex;
 
-pub use embedded::Embedded;
+use crate::config::{HaConfig, HaMode};
+use crate::metrics::Metrics;
+use own::{Now, Own, RecordId};
+
+pub use owner::Owner;
+pub use routes::{Route, Routes};
 
 /// What a tunnel's HELLO claims.
 #[derive(Debug, Clone)]
@@ -24,6 +37,8 @@ pub struct Claim {
     pub instance: Instance,
     /// The highest epoch that the agent was ever told; 0 for none.
     pub epoch_seen: u64,
+    /// The epoch of its living tunnels, 0 when it has none; `None` for an agent that does not say.
+    pub epoch_held: Option<u64>,
     /// What it exports.
     pub connectors: Vec<String>,
 }
@@ -36,30 +51,238 @@ pub enum ClaimError {
     Conflict,
 }
 
+/// The registry that several hubs share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoreConfig {
+    /// `ha.redis_url`.
+    pub url: Secret,
+}
+
+impl StoreConfig {
+    /// The store that hubs share under this configuration; `None` where each is alone.
+    pub fn of(config: &HaConfig) -> Option<Self> {
+        let url = config.redis_url.clone()?;
+        (config.mode != HaMode::Off).then_some(Self { url })
+    }
+}
+
+/// How the shared registry is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RegistryHealth {
+    /// It answers and knows this hub's agents.
+    Up,
+    /// It does not, for this reason.
+    Down(String),
+}
+
+type Superseded = Box<dyn Fn(&Arc<str>, Owner) + Send + Sync>;
+
+/// This hub's own agents, the routes to those of others, and the registry that all of them share.
+pub struct Registry {
+    hub: Arc<str>,
+    own: Mutex<Own>,
+    routes: Routes,
+    superseded: OnceLock<Superseded>,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
+}
+
+impl Registry {
+    /// A registry for `hub` alone; its tasks are `tasks`.
+    pub fn new(hub: Arc<str>, metrics: Arc<Metrics>, tasks: Tasks) -> Arc<Self> {
+        // Alone, the registry is this process.
+        metrics.mesh.registry_healthy.set(1);
+        Arc::new(Self {
+            hub,
+            own: Mutex::default(),
+            routes: Routes::new(),
+            superseded: OnceLock::new(),
+            metrics,
+            tasks,
+        })
+    }
+
+    /// Calls `tell` with agent and new owner whenever an agent with tunnels here is found to have a
+    /// later owner elsewhere. For one caller; called outside of all locks.
+    pub fn on_superseded(&self, tell: impl Fn(&Arc<str>, Owner) + Send + Sync + 'static) {
+        let _ = self.superseded.set(Box::new(tell));
+    }
+
+    /// Shares the registry with other hubs through `store`, or with none. May be called again at
+    /// any time.
+    pub fn configure(self: &Arc<Self>, store: Option<StoreConfig>) {
+        let _ = store;
+    }
+
+    /// How the shared registry is; `None` when it is not shared.
+    pub fn health(&self) -> Option<RegistryHealth> {
+        None
+    }
+
+    /// Where the agents of other hubs are.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// Grants `claim` unless two living agents fight over the id. Takes up to a second.
+    ///
+    /// # Errors
+    /// [`ClaimError::Conflict`].
+    pub async fn claim(self: &Arc<Self>, claim: Claim) -> Result<Lease, ClaimError> {
+        self.claim_at(claim, Now::read())
+    }
+
+    fn claim_at(self: &Arc<Self>, claim: Claim, now: Now) -> Result<Lease, ClaimError> {
+        let elsewhere = self.routes.owner(&claim.agent_id);
+        let owner = self.own.lock().judge(&claim, elsewhere, now)?;
+        Ok(self.enter(claim, owner))
+    }
+
+    fn enter(self: &Arc<Self>, claim: Claim, owner: Owner) -> Lease {
+        let Claim {
+            agent_id,
+            connectors,
+            ..
+        } = claim;
+        let record = self.alter(&agent_id, |own| own.enter(&agent_id, owner, connectors));
+        Lease {
+            agent_id,
+            owner,
+            record,
+            registry: self.clone(),
+        }
+    }
+
+    /// The latest owner of the agent whose tunnels end here.
+    pub fn owner(&self, agent_id: &str) -> Option<Owner> {
+        self.own.lock().owner(agent_id)
+    }
+
+    /// What the agent exports here.
+    pub fn connectors(&self, agent_id: &str) -> Arc<[String]> {
+        let own = self.own.lock();
+        let connectors = own.get(agent_id).map(|record| record.connectors.clone());
+        connectors.unwrap_or_default()
+    }
+
+    fn alter<T>(&self, agent_id: &Arc<str>, change: impl FnOnce(&mut Own) -> T) -> T {
+        let mut own = self.own.lock();
+        let done = change(&mut own);
+        self.routes.set_here(agent_id, own.owner(agent_id));
+        done
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("hub", &self.hub)
+            .field("routes", &self.routes)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A granted claim. Dropping it withdraws exactly this claim, so a late drop cannot undo a newer one.
 #[derive(Debug)]
 pub struct Lease {
     agent_id: Arc<str>,
-    instance: Instance,
-    epoch: u64,
-    registry: Arc<Embedded>,
+    owner: Owner,
+    /// `None`: a later owner was here before this claim was granted.
+    record: Option<RecordId>,
+    registry: Arc<Registry>,
 }
 
 impl Lease {
     /// The fencing number of the ownership.
     pub fn epoch(&self) -> u64 {
-        self.epoch
+        self.owner.epoch
+    }
+
+    /// Who owns the agent by this lease.
+    pub fn owner(&self) -> Owner {
+        self.owner
     }
 
     /// Publishes other connectors under the same ownership.
     pub fn update(&self, connectors: Vec<String>) {
-        self.registry.update(&self.agent_id, self.epoch, connectors);
+        self.alter(|own, id| own.update(&self.agent_id, id, connectors));
+    }
+
+    fn alter(&self, change: impl FnOnce(&mut Own, RecordId)) {
+        if let Some(id) = self.record {
+            self.registry.alter(&self.agent_id, |own| change(own, id));
+        }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.registry
-            .withdraw(&self.agent_id, self.epoch, self.instance);
+        self.alter(|own, id| own.leave(&self.agent_id, id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry() -> Arc<Registry> {
+        Registry::new("hub-a".into(), Metrics::new(), Tasks::new())
+    }
+
+    fn claim(instance: u128) -> Claim {
+        Claim {
+            agent_id: "site-1".into(),
+            instance: Instance(instance),
+            epoch_seen: 0,
+            epoch_held: None,
+            connectors: vec!["ldap".into()],
+        }
+    }
+
+    fn epoch(registry: &Registry) -> Option<u64> {
+        registry.owner("site-1").map(|owner| owner.epoch)
+    }
+
+    #[tokio::test]
+    async fn every_new_ownership_is_above_the_last() {
+        let registry = registry();
+        let mut last = 0;
+        for instance in 0..4 {
+            let lease = registry.claim(claim(instance)).await.expect("granted");
+            assert!(lease.epoch() > last);
+            last = lease.epoch();
+        }
+        let reported = Claim {
+            epoch_seen: last + 1000,
+            ..claim(9)
+        };
+        let lease = registry.claim(reported).await.expect("granted");
+        assert_eq!(lease.epoch(), last + 1001);
+    }
+
+    #[tokio::test]
+    async fn tunnels_of_one_running_agent_share_an_epoch_until_the_last_is_gone() {
+        let registry = registry();
+        let first = registry.claim(claim(1)).await.expect("granted");
+        let second = registry.claim(claim(1)).await.expect("granted");
+        assert_eq!(first.epoch(), second.epoch());
+        let held = first.epoch();
+        drop(first);
+        assert_eq!(epoch(&registry), Some(held));
+        drop(second);
+        assert_eq!(epoch(&registry), None);
+        let back = registry.claim(claim(1)).await.expect("granted");
+        assert!(back.epoch() > held);
+    }
+
+    #[tokio::test]
+    async fn a_displaced_lease_withdraws_nothing_of_its_successor() {
+        let registry = registry();
+        let old = registry.claim(claim(1)).await.expect("granted");
+        let new = registry.claim(claim(2)).await.expect("granted");
+        old.update(vec!["stale".into()]);
+        drop(old);
+        assert_eq!(registry.owner("site-1"), Some(new.owner()));
+        assert_eq!(*registry.connectors("site-1"), ["ldap"]);
     }
 }

@@ -31,7 +31,7 @@ use crate::config::HubConfig;
 use crate::forwarded::sender;
 use crate::metrics::Metrics;
 use crate::policy::KeyedGate;
-use crate::registry::Embedded;
+use crate::registry::{Owner, Registry};
 
 pub use directory::Directory;
 pub use gate::Gate;
@@ -52,7 +52,7 @@ pub struct Tunnels {
     terms: ArcSwap<Terms>,
     gate: Gate,
     places: KeyedGate<Arc<str>>,
-    registry: Arc<Embedded>,
+    registry: Arc<Registry>,
     directory: Directory,
     orphans: Orphans,
     engine: Arc<Engine>,
@@ -70,7 +70,7 @@ impl Tunnels {
     pub fn new(
         config: &HubConfig,
         gate: Gate,
-        registry: Arc<Embedded>,
+        registry: Arc<Registry>,
         engine: Arc<Engine>,
         metrics: Arc<Metrics>,
         tasks: Tasks,
@@ -90,6 +90,12 @@ impl Tunnels {
             quiet: Mutex::default(),
         });
         uptime::show(&tunnels);
+        let weak = Arc::downgrade(&tunnels);
+        tunnels.registry.on_superseded(move |agent_id, owner| {
+            if let Some(tunnels) = weak.upgrade() {
+                tunnels.superseded(agent_id, owner);
+            }
+        });
         tunnels
     }
 
@@ -220,10 +226,8 @@ impl Tunnels {
     /// A flow lost its path: it goes on at once over another tunnel of the same agent process, or
     /// waits for one, or ends when that process is gone for good.
     pub(crate) fn adopt(&self, holder: &Holder, flow: &Arc<SocketFlow>) {
-        if self
-            .directory
-            .is_replaced(&holder.agent_id, holder.instance)
-        {
+        let Holder { agent_id, instance } = holder;
+        if self.registry.routes().is_superseded(agent_id, *instance) {
             return flow.expire(Reason::AgentRestarted);
         }
         self.orphans.add(holder, flow);
@@ -270,9 +274,10 @@ impl Tunnels {
 
     /// A tunnel is open.
     fn arrive(&self, session: &Arc<Session>) {
-        for displaced in self.directory.enter(session) {
-            displaced.link().go_away(Reason::Superseded, Duration::ZERO);
-            displaced.link().close(Reason::Superseded);
+        let displaced = self.directory.enter(session);
+        displaced.iter().for_each(|other| other.supersede());
+        if displaced.iter().any(|other| Arc::ptr_eq(other, session)) {
+            return;
         }
         let holder = session.holder();
         for flow in self.orphans.take_outlived(&holder) {
@@ -288,6 +293,27 @@ impl Tunnels {
         // Drain may have begun since this tunnel was let in.
         if let Some(reason) = *self.leaving.lock() {
             session.link().go_away(reason, Duration::ZERO);
+        }
+    }
+
+    /// Another hub has a later owner of the agent's id.
+    fn superseded(&self, agent_id: &Arc<str>, by: Owner) {
+        for session in self.directory.displace(agent_id, by) {
+            tracing::info!(
+                event = "agent_superseded",
+                %agent_id,
+                epoch = session.epoch(),
+                by = by.epoch,
+                audit = true,
+            );
+            session.supersede();
+        }
+        let holder = Holder {
+            agent_id: agent_id.clone(),
+            instance: by.instance,
+        };
+        for flow in self.orphans.take_outlived(&holder) {
+            flow.reconsider();
         }
     }
 

@@ -41,8 +41,6 @@ impl Hub {
     pub(super) async fn show(&self) {
         let mode = self.config.lock().await.ha.mode;
         self.metrics.mesh.set_mode(mode.as_str());
-        // The embedded registry is this process.
-        self.metrics.mesh.registry_healthy.set(1);
         let (engine, seen) = (self.engine.clone(), AtomicU64::new(0));
         self.metrics.on_scrape(move |metrics| {
             let total = engine.blocked_micros.load(Ordering::Relaxed);

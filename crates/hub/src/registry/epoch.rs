@@ -13,12 +13,20 @@ pub(super) fn of_clock(now: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Whether an epoch that an agent reports can have been granted to it.
+pub(super) fn is_believable(reported: u64, now: SystemTime) -> bool {
+    reported <= believable(now)
+}
+
+fn believable(now: SystemTime) -> u64 {
+    of_clock(now).saturating_add(HEADROOM.as_millis() as u64)
+}
+
 /// An epoch above `stored` (granted here before), above `reported` (by the agent, within reason), and
 /// not below the clock.
 pub(super) fn above(stored: u64, reported: u64, now: SystemTime) -> u64 {
     let clock = of_clock(now);
-    let believable = clock.saturating_add(HEADROOM.as_millis() as u64);
-    let reported = reported.min(believable);
+    let reported = reported.min(believable(now));
     clock
         .max(stored.saturating_add(1))
         .max(reported.saturating_add(1))

@@ -8,6 +8,7 @@ use nowconnect_proto::hello::Instance;
 use parking_lot::RwLock;
 
 use super::session::Session;
+use crate::registry::Owner;
 
 /// The sessions of this hub. A displaced session is not in it any more, though it may still run.
 #[derive(Debug, Default)]
@@ -23,21 +24,24 @@ struct Table {
 }
 
 impl Directory {
-    /// Enters a session and returns those that it displaces: tunnels of an earlier or another
-    /// process that uses the same agent id.
+    /// Enters a session and returns those that it displaces: tunnels of earlier owners of the same
+    /// agent id. A later owner displaces it itself, which then does not enter.
     pub fn enter(&self, session: &Arc<Session>) -> Vec<Arc<Session>> {
         let mut table = self.table.write();
-        let own = table.agents.remove(&session.agent_id).unwrap_or_default();
-        let (mut own, displaced): (Vec<_>, Vec<_>) = own
-            .into_iter()
-            .partition(|other| other.instance == session.instance);
-        for old in &displaced {
-            table.retract(old);
+        let own = table.agents.get(&session.agent_id);
+        if own.is_some_and(|own| own.iter().any(|other| other.owner() > session.owner())) {
+            return vec![session.clone()];
         }
+        let displaced = table.displace(&session.agent_id, session.owner());
+        let own = table.agents.entry(session.agent_id.clone()).or_default();
         own.push(session.clone());
-        table.agents.insert(session.agent_id.clone(), own);
         table.export(session);
         displaced
+    }
+
+    /// Takes out the tunnels of owners of this agent id that are earlier than `owner`.
+    pub fn displace(&self, agent_id: &str, owner: Owner) -> Vec<Arc<Session>> {
+        self.table.write().displace(agent_id, owner)
     }
 
     /// Takes a session out; false when it was displaced before.
@@ -92,13 +96,6 @@ impl Directory {
             .cloned()
     }
 
-    /// Whether another process than `instance` holds the agent's id now.
-    pub fn is_replaced(&self, agent_id: &str, instance: Instance) -> bool {
-        let table = self.table.read();
-        let own = table.agents.get(agent_id);
-        own.is_some_and(|own| own.iter().any(|session| session.instance != instance))
-    }
-
     /// The session for a new flow of `connector`: the least loaded one that takes flows and of which
     /// `tried` does not hold the agent. Equals take turns.
     pub fn choose(&self, connector: &str, tried: &[Arc<str>]) -> Option<Arc<Session>> {
@@ -115,6 +112,20 @@ impl Directory {
 }
 
 impl Table {
+    fn displace(&mut self, agent_id: &str, owner: Owner) -> Vec<Arc<Session>> {
+        let Some(own) = self.agents.get_mut(agent_id) else {
+            return Vec::new();
+        };
+        let displaced: Vec<_> = own.extract_if(.., |other| other.owner() < owner).collect();
+        if own.is_empty() {
+            self.agents.remove(agent_id);
+        }
+        for session in &displaced {
+            self.retract(session);
+        }
+        displaced
+    }
+
     fn export(&mut self, session: &Arc<Session>) {
         for connector in session.exports().iter() {
             let exporters = self.exports.entry(connector.as_str().into()).or_default();

@@ -148,6 +148,7 @@ impl Newcomer {
             agent_id: hello.agent_id.as_str().into(),
             instance: hello.instance,
             epoch_seen: hello.epoch_seen,
+            epoch_held: hello.epoch_held,
             connectors: exports.clone(),
         };
         let lease = self.tunnels.registry.claim(claim).await?;

@@ -20,7 +20,7 @@ use super::gate::Gate;
 use super::orphans::Holder;
 use crate::auth::Identity;
 use crate::metrics::Metrics;
-use crate::registry::Lease;
+use crate::registry::{Lease, Owner};
 
 /// UPDATEs and TOKENs that may wait to be answered; an agent that sends more is not one of ours.
 pub(super) const MAILBOX: usize = 16;
@@ -91,6 +91,17 @@ impl Session {
     /// The fencing number of this hub's ownership of the agent.
     pub fn epoch(&self) -> u64 {
         self.lease.epoch()
+    }
+
+    /// The owner of the agent's id that this tunnel belongs to.
+    pub fn owner(&self) -> Owner {
+        self.lease.owner()
+    }
+
+    /// Tells the agent that a later owner has its id, and closes the tunnel.
+    pub(super) fn supersede(&self) {
+        self.link.go_away(Reason::Superseded, Duration::ZERO);
+        self.link.close(Reason::Superseded);
     }
 
     /// The connectors that are routed to it.

@@ -1,0 +1,320 @@
+//! Where the agents of other hubs are, as far as this hub has heard.
+//!
+//! Routing reads this picture under a short lock; what changes it comes from elsewhere, so that no
+//! flow waits for the registry to be opened.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use nowconnect_proto::hello::Instance;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::Owner;
+
+/// Longest wait for a list to be read anew.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// A way to an agent: the hub that holds tunnels of it.
+#[derive(Debug)]
+pub struct Route {
+    /// Replica id of the hub.
+    pub hub: Arc<str>,
+    /// The agent.
+    pub agent_id: Arc<str>,
+    /// Which start of it.
+    pub instance: Instance,
+    /// The fencing number that the hub holds it under.
+    pub epoch: u64,
+    /// What it exports there.
+    pub connectors: Arc<[String]>,
+    /// Flows of this hub that go this way, for whoever shares them out to count.
+    pub flows: Arc<AtomicUsize>,
+}
+
+impl Route {
+    fn owner(&self) -> Owner {
+        Owner {
+            epoch: self.epoch,
+            instance: self.instance,
+        }
+    }
+}
+
+/// What a hub says of one of its agents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) owner: Owner,
+    pub(super) connectors: Arc<[String]>,
+}
+
+/// The agents of other hubs.
+pub struct Routes {
+    picture: RwLock<Picture>,
+    changed: watch::Sender<u64>,
+    /// Whoever can read another hub's list anew, while there is somebody.
+    reader: Mutex<Option<mpsc::Sender<Refresh>>>,
+}
+
+/// An order to read a hub's list anew.
+pub(super) struct Refresh {
+    pub(super) hub: Arc<str>,
+    /// Dropped when it is done, or will not be.
+    pub(super) done: oneshot::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Picture {
+    /// Everything heard, also of owners that are not the latest.
+    agents: HashMap<Arc<str>, Agent>,
+    /// Routes of the latest owners only.
+    exports: HashMap<Box<str>, Vec<Arc<Route>>>,
+}
+
+#[derive(Debug, Default)]
+struct Agent {
+    /// Whether this hub has tunnels of it.
+    is_here: bool,
+    /// The latest owner that had tunnels here, remembered while others list the agent: what they
+    /// say of earlier owners is outdated also when those tunnels are gone.
+    here: Option<Owner>,
+    /// One per hub.
+    routes: Vec<Arc<Route>>,
+}
+
+impl Agent {
+    fn latest_elsewhere(&self) -> Option<Owner> {
+        self.routes.iter().map(|route| route.owner()).max()
+    }
+
+    fn latest(&self) -> Option<Owner> {
+        self.here.max(self.latest_elsewhere())
+    }
+
+    /// The routes to the latest owner.
+    fn current(&self) -> impl Iterator<Item = &Arc<Route>> {
+        let latest = self.latest();
+        self.routes
+            .iter()
+            .filter(move |route| Some(route.owner()) == latest)
+    }
+}
+
+impl Routes {
+    pub(super) fn new() -> Self {
+        Self {
+            picture: RwLock::default(),
+            changed: watch::Sender::new(0),
+            reader: Mutex::default(),
+        }
+    }
+
+    /// Routes to the agents that export `connector` elsewhere: to the latest owner of each id, one
+    /// per hub that holds it.
+    pub fn exporters(&self, connector: &str) -> Vec<Arc<Route>> {
+        let picture = self.picture.read();
+        picture.exports.get(connector).cloned().unwrap_or_default()
+    }
+
+    /// Routes to this running agent, unless it has been superseded.
+    pub fn of_instance(&self, agent_id: &str, instance: Instance) -> Vec<Arc<Route>> {
+        let picture = self.picture.read();
+        let Some(agent) = picture.agents.get(agent_id) else {
+            return Vec::new();
+        };
+        agent
+            .current()
+            .filter(|route| route.instance == instance)
+            .cloned()
+            .collect()
+    }
+
+    /// The latest owner of an agent's id on other hubs, as epoch and instance.
+    pub fn latest(&self, agent_id: &str) -> Option<(u64, Instance)> {
+        self.owner(agent_id)
+            .map(|owner| (owner.epoch, owner.instance))
+    }
+
+    /// Whether the id of this running agent is known to belong to a later one, here or elsewhere.
+    pub fn is_superseded(&self, agent_id: &str, instance: Instance) -> bool {
+        let picture = self.picture.read();
+        let latest = picture.agents.get(agent_id).and_then(Agent::latest);
+        latest.is_some_and(|latest| latest.instance != instance)
+    }
+
+    /// Reads anew what `hub` says, because it denied what its list said. Takes up to a second; does
+    /// nothing while the registry does not answer or has just been read.
+    pub async fn refresh(&self, hub: &str) {
+        let (done, wait) = oneshot::channel();
+        let hub = hub.into();
+        let sent = {
+            let reader = self.reader.lock();
+            let reader = reader.as_ref();
+            reader.is_some_and(|reader| reader.try_send(Refresh { hub, done }).is_ok())
+        };
+        if sent {
+            let _ = timeout(REFRESH, wait).await;
+        }
+    }
+
+    /// Whom refreshes go to from now on.
+    pub(super) fn set_reader(&self, reader: Option<mpsc::Sender<Refresh>>) {
+        *self.reader.lock() = reader;
+    }
+
+    /// Marked whenever a route came or went.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(super) fn owner(&self, agent_id: &str) -> Option<Owner> {
+        let picture = self.picture.read();
+        picture.agents.get(agent_id)?.latest_elsewhere()
+    }
+
+    /// Who has tunnels of the agent on this hub.
+    pub(super) fn set_here(&self, agent_id: &Arc<str>, here: Option<Owner>) {
+        self.alter(agent_id, |agent| {
+            agent.is_here = here.is_some();
+            agent.here = agent.here.max(here);
+        });
+    }
+
+    /// What `hub` says of the agent from now on; `None`: that it has no tunnels of it.
+    pub(super) fn set(&self, hub: &Arc<str>, agent_id: &Arc<str>, entry: Option<&Entry>) {
+        self.alter(agent_id, |agent| {
+            let before = agent.routes.iter().position(|route| route.hub == *hub);
+            let before = before.map(|at| agent.routes.swap_remove(at));
+            let Some(entry) = entry else { return };
+            // Other connectors of the same tunnels: the flows over them are the same ones too.
+            let flows = before.filter(|route| route.owner() == entry.owner);
+            agent.routes.push(Arc::new(Route {
+                hub: hub.clone(),
+                agent_id: agent_id.clone(),
+                instance: entry.owner.instance,
+                epoch: entry.owner.epoch,
+                connectors: entry.connectors.clone(),
+                flows: flows.map_or_else(Arc::default, |route| route.flows.clone()),
+            }));
+        });
+    }
+
+    fn alter(&self, agent_id: &Arc<str>, change: impl FnOnce(&mut Agent)) {
+        let picture = &mut *self.picture.write();
+        let agent = picture.agents.entry(agent_id.clone()).or_default();
+        for route in agent.current() {
+            retract(&mut picture.exports, route);
+        }
+        change(agent);
+        for route in agent.current() {
+            export(&mut picture.exports, route);
+        }
+        if !agent.is_here && agent.routes.is_empty() {
+            picture.agents.remove(agent_id);
+        }
+        self.changed.send_modify(|version| *version += 1);
+    }
+}
+
+fn export(exports: &mut HashMap<Box<str>, Vec<Arc<Route>>>, route: &Arc<Route>) {
+    for connector in route.connectors.iter() {
+        let routes = exports.entry(connector.as_str().into()).or_default();
+        routes.push(route.clone());
+    }
+}
+
+fn retract(exports: &mut HashMap<Box<str>, Vec<Arc<Route>>>, route: &Arc<Route>) {
+    for connector in route.connectors.iter() {
+        let Some(routes) = exports.get_mut(connector.as_str()) else {
+            continue;
+        };
+        routes.retain(|other| !Arc::ptr_eq(other, route));
+        if routes.is_empty() {
+            exports.remove(connector.as_str());
+        }
+    }
+}
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let agents = self.picture.read().agents.len();
+        f.debug_struct("Routes").field("agents", &agents).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    fn entry(epoch: u64, instance: u128, connectors: &[&str]) -> Entry {
+        Entry {
+            owner: owner(epoch, instance),
+            connectors: connectors.iter().map(|name| (*name).to_owned()).collect(),
+        }
+    }
+
+    fn owner(epoch: u64, instance: u128) -> Owner {
+        Owner {
+            epoch,
+            instance: Instance(instance),
+        }
+    }
+
+    fn hubs(routes: &[Arc<Route>]) -> Vec<&str> {
+        let mut hubs: Vec<_> = routes.iter().map(|route| &*route.hub).collect();
+        hubs.sort_unstable();
+        hubs
+    }
+
+    #[test]
+    fn only_the_latest_owner_is_routed_to() {
+        let (routes, a): (_, Arc<str>) = (Routes::new(), "site-1".into());
+        routes.set(&"hub-b".into(), &a, Some(&entry(5, 1, &["ldap"])));
+        routes.set(&"hub-c".into(), &a, Some(&entry(5, 1, &["ldap"])));
+        assert_eq!(hubs(&routes.exporters("ldap")), ["hub-b", "hub-c"]);
+        routes.set(&"hub-c".into(), &a, Some(&entry(6, 2, &["ldap", "pg"])));
+        assert_eq!(hubs(&routes.exporters("ldap")), ["hub-c"]);
+        assert_eq!(hubs(&routes.exporters("pg")), ["hub-c"]);
+        assert_eq!(routes.latest("site-1"), Some((6, Instance(2))));
+        assert!(routes.of_instance("site-1", Instance(1)).is_empty());
+        routes.set(&"hub-c".into(), &a, None);
+        assert_eq!(hubs(&routes.exporters("ldap")), ["hub-b"]);
+        assert!(routes.exporters("pg").is_empty());
+    }
+
+    #[test]
+    fn an_owner_here_hides_earlier_ones_elsewhere() {
+        let (routes, a): (_, Arc<str>) = (Routes::new(), "site-1".into());
+        routes.set(&"hub-b".into(), &a, Some(&entry(5, 1, &["ldap"])));
+        routes.set_here(&a, Some(owner(5, 1)));
+        assert_eq!(hubs(&routes.of_instance("site-1", Instance(1))), ["hub-b"]);
+        assert!(!routes.is_superseded("site-1", Instance(1)));
+        routes.set_here(&a, Some(owner(6, 2)));
+        routes.set_here(&a, None);
+        assert!(routes.exporters("ldap").is_empty(), "also when it has left");
+        assert!(routes.is_superseded("site-1", Instance(1)));
+        assert!(!routes.is_superseded("site-1", Instance(2)));
+        routes.set(&"hub-b".into(), &a, None);
+        assert!(routes.picture.read().agents.is_empty());
+        assert!(!routes.is_superseded("site-1", Instance(1)));
+    }
+
+    #[test]
+    fn other_connectors_keep_the_count_of_flows() {
+        let (routes, a): (_, Arc<str>) = (Routes::new(), "site-1".into());
+        routes.set(&"hub-b".into(), &a, Some(&entry(5, 1, &["ldap"])));
+        routes.exporters("ldap")[0]
+            .flows
+            .fetch_add(3, Ordering::Relaxed);
+        routes.set(&"hub-b".into(), &a, Some(&entry(5, 1, &["pg"])));
+        assert!(routes.exporters("ldap").is_empty());
+        assert_eq!(routes.exporters("pg")[0].flows.load(Ordering::Relaxed), 3);
+        routes.set(&"hub-b".into(), &a, Some(&entry(6, 1, &["pg"])));
+        assert_eq!(routes.exporters("pg")[0].flows.load(Ordering::Relaxed), 0);
+    }
+}
