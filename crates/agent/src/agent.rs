@@ -18,10 +18,12 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::config::AgentConfig;
-use crate::connector::Connector;
+use crate::fleet::Fleet;
 use crate::flows::Flows;
 use crate::health::{self, Readiness, Surface};
+use crate::keeper::Surroundings;
 use crate::metrics::Metrics;
+use crate::standing::Standing;
 use crate::targets::Targets;
 use crate::token;
 use crate::tunnel::Tunnels;
@@ -106,6 +108,7 @@ impl Agent {
         let tunnels = Arc::new(Tunnels {
             instance: Instance(rand::random()),
             epoch_seen: AtomicU64::new(0),
+            standing: Standing::new(),
             uplink: Arc::clone(&uplink),
             engine,
             flows: Arc::clone(&flows),
@@ -129,11 +132,14 @@ impl Agent {
         for port in [health, metrics_port].into_iter().flatten() {
             agent.serve(port);
         }
-        let (config, stop) = (agent.config.subscribe(), agent.tasks.token());
-        let connector = Connector::new(tunnels, config, readiness, stop);
-        agent
-            .tasks
-            .spawn("connector", connector.run(agent.drain.subscribe()));
+        let fleet = Fleet::new(Surroundings {
+            tunnels,
+            config: agent.config.subscribe(),
+            readiness,
+            drain: agent.drain.subscribe(),
+            tasks: agent.tasks.clone(),
+        });
+        agent.tasks.spawn("fleet", fleet.run());
         let stop = agent.tasks.token();
         agent.tasks.spawn("sweeper", async move {
             stop.run_until_cancelled(flows.sweep()).await;

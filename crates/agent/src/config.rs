@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use http::Uri;
 use nowconnect_settings::{
-    Document, Fixed, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, describe,
-    fixed,
+    Document, Fixed, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, choices,
+    describe, fixed,
 };
 
 mod read;
@@ -84,6 +84,8 @@ impl AgentConfig {
 pub struct TunnelConfig {
     /// `ws://` or `wss://` addresses of hubs' `/tunnel`, at least one, each once.
     pub urls: Vec<Uri>,
+    /// To how many of them there is a tunnel.
+    pub mode: TunnelMode,
     /// This agent's name; must equal the token's `agent_id` claim.
     pub agent_id: String,
     /// Connectors offered to the hub, each once.
@@ -98,6 +100,16 @@ pub struct TunnelConfig {
     pub ping_timeout: Duration,
     /// Payload bytes in one data frame.
     pub max_ws_payload: usize,
+}
+
+choices! {
+    /// `tunnel.mode`.
+    pub enum TunnelMode {
+        /// A tunnel to every hub.
+        All = "all",
+        /// One tunnel, to whichever hub answers first.
+        First = "first",
+    }
 }
 
 /// `tunnel.protocol`.

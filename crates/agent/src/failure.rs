@@ -47,6 +47,17 @@ pub enum Failure {
     /// Something else came in place of the answer.
     #[error("the hub sent {0} instead of HELLO_ACK; check the versions of hub and agent")]
     Unexpected(&'static str),
+    /// The hub granted an epoch that is over.
+    #[error(
+        "the hub granted epoch {epoch}, but other tunnels stand under {held} already; check that \
+         the hubs share one registry"
+    )]
+    Stale {
+        /// What it granted.
+        epoch: u64,
+        /// What others have granted.
+        held: u64,
+    },
     /// The process is about to end.
     #[error("the agent is stopping")]
     Stopping,
@@ -69,6 +80,7 @@ impl Failure {
             Self::Upgrade(_) => "upgrade",
             Self::Timeout(_) => "handshake_timeout",
             Self::Refused(reason) => reason.name(),
+            Self::Stale { .. } => Reason::StaleEpoch.name(),
             Self::Carrier(CarrierError::Io(_) | CarrierError::Closed(_)) => "closed",
             Self::Carrier(_) | Self::Hello(_) | Self::Unexpected(_) => "protocol",
         }

@@ -81,6 +81,15 @@ impl Flows {
         self.table.is_empty()
     }
 
+    /// Whether any of them waits for a path.
+    pub fn any_waiting(&self) -> bool {
+        !self.without_path().is_empty()
+    }
+
+    fn without_path(&self) -> Vec<Arc<SocketFlow>> {
+        self.table.select(|flow| flow.detached_ms().is_some())
+    }
+
     /// Sets memory aside for so many flows.
     ///
     /// # Errors
@@ -242,7 +251,7 @@ impl Flows {
     /// agent that stops opens no other tunnel for them.
     pub async fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
-        for flow in self.table.select(|flow| flow.detached_ms().is_some()) {
+        for flow in self.without_path() {
             flow.expire(Reason::Shutdown);
         }
         loop {

@@ -49,7 +49,7 @@ pub struct Readiness {
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
     tunnels: usize,
-    /// When the latest tunnel came up.
+    /// Since when there has been one.
     since: Option<Instant>,
     draining: bool,
 }
@@ -70,8 +70,10 @@ impl Readiness {
     /// A hub has acknowledged a tunnel, which is up until the guard is dropped.
     pub fn tunnel_up(self: &Arc<Self>) -> TunnelUp {
         self.state.send_modify(|state| {
+            if state.tunnels == 0 {
+                state.since = Some(Instant::now());
+            }
             state.tunnels += 1;
-            state.since = Some(Instant::now());
         });
         TunnelUp(Arc::clone(self))
     }
@@ -86,7 +88,7 @@ impl Readiness {
         self.state.borrow().tunnels
     }
 
-    /// How long there has been a tunnel.
+    /// How long there has been a tunnel without a break.
     pub fn up_for(&self) -> Option<Duration> {
         let state = *self.state.borrow();
         state

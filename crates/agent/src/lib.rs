@@ -2,12 +2,16 @@
 
 pub mod agent;
 pub mod config;
-mod connector;
 pub mod failure;
+mod fleet;
 pub mod flows;
 pub mod health;
+mod keeper;
+mod leaving;
 pub mod metrics;
+mod renewal;
 mod round;
+mod standing;
 pub mod targets;
 pub mod token;
 mod tunnel;

@@ -20,13 +20,13 @@ type Refresh = Box<dyn Fn(&Metrics) + Send + Sync>;
 
 /// Every metric of the process. Made once, shared by `Arc`.
 pub struct Metrics {
-    /// Tunnels that are up; one is wanted.
+    /// Tunnels that are up; one per hub is wanted.
     pub tunnels: Gauge,
     /// Tunnels made after an earlier one had ended, by `agent` and the `reason` of that end.
     pub reconnects: Vector<Counter, 2>,
     /// Attempts to reach a hub that failed, by `reason`.
     pub connect_failures: Vector<Counter, 1>,
-    /// Age of the tunnel, by `agent`, in seconds.
+    /// How long there has been a tunnel without a break, by `agent`, in seconds.
     pub uptime: Vector<SecondsGauge, 1>,
     /// Offences of the hub, by `interface` and `kind`.
     pub protocol_errors: Vector<Counter, 2>,
@@ -92,7 +92,7 @@ impl Metrics {
         Arc::new(Self {
             tunnels: r.gauge(
                 "nowconnect_agent_tunnels",
-                "Tunnels that are up; one is wanted",
+                "Tunnels that are up; one per hub is wanted",
             ),
             reconnects: r.counters(
                 "nowconnect_tunnel_reconnects_total",
@@ -106,7 +106,7 @@ impl Metrics {
             ),
             uptime: r.seconds_gauges(
                 "nowconnect_tunnel_uptime_seconds",
-                "Age of the tunnel, in seconds; absent while there is none",
+                "How long there has been a tunnel without a break, in seconds; absent while there is none",
                 ["agent"],
             ),
             protocol_errors: r.counters(

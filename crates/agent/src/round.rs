@@ -1,8 +1,9 @@
-//! One round over all hubs: the first to acknowledge a tunnel wins.
+//! One round over hubs: the first to acknowledge a tunnel wins.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Uri;
 use nowconnect_link::dial::WsUrl;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -19,12 +20,11 @@ const HEAD_START: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Won {
     pub(crate) tunnel: Tunnel,
-    pub(crate) url: WsUrl,
     /// Its place in the list of URLs.
     pub(crate) at: usize,
 }
 
-/// Tries the hubs of `config` in turn, beginning with the one at `first`. A hub is tried when the
+/// Tries the hubs at `urls` in turn, beginning with the one at `first`. A hub is tried when the
 /// one before has failed, or has had its head start.
 ///
 /// # Errors
@@ -32,15 +32,16 @@ pub(crate) struct Won {
 pub(crate) async fn run(
     tunnels: &Arc<Tunnels>,
     config: &Arc<AgentConfig>,
+    urls: &[Uri],
     first: usize,
 ) -> Result<Won, Duration> {
-    let count = config.tunnel.urls.len();
+    let count = urls.len();
     let mut order = (0..count).map(|step| (first + step) % count);
     let mut attempts = JoinSet::new();
     let mut retry_after: Option<Duration> = None;
     loop {
         if let Some(at) = order.next()
-            && let Ok(url) = WsUrl::try_from(config.tunnel.urls[at].clone())
+            && let Ok(url) = WsUrl::try_from(urls[at].clone())
         {
             let (tunnels, config) = (Arc::clone(tunnels), Arc::clone(config));
             attempts.spawn(async move {
@@ -54,7 +55,7 @@ pub(crate) async fn run(
             Ok(attempts.join_next().await)
         };
         match ended {
-            Ok(Some(Ok((at, url, Ok(tunnel))))) => return Ok(Won { tunnel, url, at }),
+            Ok(Some(Ok((at, _, Ok(tunnel))))) => return Ok(Won { tunnel, at }),
             Ok(Some(Ok((_, url, Err(failure))))) => {
                 note(tunnels, &url, &failure);
                 let wait = failure.retry_after().unwrap_or_default();

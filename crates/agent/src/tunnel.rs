@@ -28,11 +28,14 @@ use crate::config::{AgentConfig, Protocol};
 use crate::failure::Failure;
 use crate::flows::Flows;
 use crate::metrics::Metrics;
+use crate::standing::{Claim, Stand, Standing};
 use crate::token::{self, TokenError};
 use crate::uplink::Uplink;
 
 /// From the end of dialing to the hub's acknowledgement.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long a hub whose answer is of no use may take to hear that.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// The subprotocol of version 2; a hub that does not choose it speaks version 1.
 const V2: &str = "nowconnect.v2";
 /// What flows of version 1 may hold beyond their windows, all together, in bytes.
@@ -48,6 +51,8 @@ pub(crate) struct Tunnels {
     pub(crate) instance: Instance,
     /// The highest epoch that a hub has told.
     pub(crate) epoch_seen: AtomicU64,
+    /// The epoch of the living tunnels.
+    pub(crate) standing: Arc<Standing>,
     pub(crate) uplink: Arc<Uplink>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) flows: Arc<Flows>,
@@ -59,7 +64,9 @@ pub(crate) struct Tunnels {
 /// A tunnel that a hub has acknowledged.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
+    pub(crate) url: WsUrl,
     pub(crate) link: Arc<Link>,
+    pub(crate) stand: Stand,
     pub(crate) ack: HelloAck,
     /// What was presented last.
     pub(crate) token: Token,
@@ -109,11 +116,35 @@ impl Tunnels {
                 .map_err(|_| Failure::Timeout(HANDSHAKE))??,
             self.flows.targets().names(),
         );
-        let hello = self.hello(config, connectors.clone());
+        let claim = if carrier.is_v1() {
+            None
+        } else {
+            Some(self.standing.claim().await)
+        };
+        let hello = self.hello(config, connectors.clone(), claim.as_ref());
         let ack = timeout(HANDSHAKE, introduce(&mut carrier, &hello))
             .await
             .map_err(|_| Failure::Timeout(HANDSHAKE))??;
-        Ok(self.start(carrier, config, ack, token, connectors))
+        self.epoch_seen.fetch_max(ack.epoch, Ordering::Relaxed);
+        let stand = match self.standing.enter(claim.as_ref().map(|_| ack.epoch)) {
+            Ok(stand) => stand,
+            Err(held) => {
+                let _ = timeout(GOODBYE, carrier.close(Reason::StaleEpoch)).await;
+                let epoch = ack.epoch;
+                return Err(Failure::Stale { epoch, held });
+            }
+        };
+        let (link, controls, driver) = self.start(carrier, config, &ack);
+        Ok(Tunnel {
+            url: url.clone(),
+            link,
+            stand,
+            ack,
+            token,
+            connectors,
+            controls,
+            driver,
+        })
     }
 
     async fn upgrade(
@@ -167,14 +198,14 @@ impl Tunnels {
         })
     }
 
-    fn hello(&self, config: &AgentConfig, connectors: Vec<String>) -> Hello {
+    fn hello(&self, config: &AgentConfig, connectors: Vec<String>, claim: Option<&Claim>) -> Hello {
         Hello {
             agent_id: config.tunnel.agent_id.clone(),
             instance: self.instance,
             connectors,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch_seen: self.epoch_seen.load(Ordering::Relaxed),
-            epoch_held: None,
+            epoch_held: claim.map(|claim| claim.held),
             initial_window: self.engine.budget.first_window(),
             max_payload: u32::try_from(config.tunnel.max_ws_payload).unwrap_or(u32::MAX),
             features: Vec::new(),
@@ -185,11 +216,8 @@ impl Tunnels {
         &self,
         carrier: Carrier<Stream>,
         config: &AgentConfig,
-        ack: HelloAck,
-        token: Token,
-        connectors: Vec<String>,
-    ) -> Tunnel {
-        self.epoch_seen.fetch_max(ack.epoch, Ordering::Relaxed);
+        ack: &HelloAck,
+    ) -> (Arc<Link>, mpsc::Receiver<Control>, JoinHandle<LinkClosed>) {
         self.flows
             .set_hub_grace(Duration::from_millis(ack.resume_grace_ms.into()));
         let theirs = usize::try_from(ack.max_payload).unwrap_or(usize::MAX);
@@ -213,15 +241,7 @@ impl Tunnels {
             metrics: Arc::clone(&self.metrics),
         });
         let (link, driver) = session::start(carrier, &link_config, &self.engine, events);
-        let driver = self.links.spawn("tunnel", driver);
-        Tunnel {
-            link,
-            ack,
-            token,
-            connectors,
-            controls,
-            driver,
-        }
+        (link, controls, self.links.spawn("tunnel", driver))
     }
 }
 

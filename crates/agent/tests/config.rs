@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nowconnect_agent::config::{ALIASES, AgentConfig, Protocol, Target};
+use nowconnect_agent::config::{ALIASES, AgentConfig, Protocol, Target, TunnelMode};
 use nowconnect_settings::{Env, Loaded, LogFormat, LogLevel, Problem, Problems, Secret, Source};
 
 /// Loads `text` as a file under an environment, without looking for the files it names.
@@ -58,6 +58,7 @@ fn from_env(more: &[(&str, &str)]) -> Result<Loaded<AgentConfig>, Problems> {
 fn the_documented_example_loads() {
     let agent = example(&PG).unwrap().config;
     assert_eq!(agent.tunnel.urls, ["wss://api.example.com/tunnel"]);
+    assert_eq!(agent.tunnel.mode, TunnelMode::All);
     assert_eq!(agent.tunnel.agent_id, "premise-site-01");
     assert_eq!(agent.tunnel.exported_connectors, ["ldap", "pg"]);
     assert_eq!(agent.tunnel.token_file, Path::new("/run/secrets/agent.jwt"));
@@ -114,6 +115,9 @@ fn every_documented_variable_has_its_effect() {
     let cases: &[(&str, &str, Observe)] = &[
         ("NC_AGENT_URL", "wss://x/tunnel, wss://y/tunnel", |c| {
             c.tunnel.urls == ["wss://x/tunnel", "wss://y/tunnel"]
+        }),
+        ("NC_TUNNEL_MODE", "first", |c| {
+            c.tunnel.mode == TunnelMode::First
         }),
         ("NC_AGENT_ID", "12", |c| c.tunnel.agent_id == "12"),
         ("NC_CONNECTORS", "ldap, pg", |c| {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use nowconnect_agent::config::Protocol;
+use nowconnect_agent::config::{Protocol, TunnelMode};
 use nowconnect_proto::hello::{Body, Token, TokenAck, Update};
 use nowconnect_proto::{Cid, Frame, Reason};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,6 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 #[path = "tunnel/hub.rs"]
 mod hub;
+#[path = "tunnel/several.rs"]
+mod several;
 
 use hub::{Hub, Silent, Site, echo_target, soon, targets};
 
@@ -183,7 +185,8 @@ async fn a_replaced_token_is_presented_in_band() {
 async fn the_next_tunnel_is_up_before_a_draining_one_ends() {
     let (mut first, mut second) = (Hub::start().await, Hub::start().await);
     let urls = [first.url(), second.url()];
-    let site = Site::new(&urls, &[("ldap", echo_target().await)]);
+    let mut site = Site::new(&urls, &[("ldap", echo_target().await)]);
+    site.config.tunnel.mode = TunnelMode::First;
     let _agent = site.start().await;
     let old = first.session().await;
     let mut client = first.client(&old, "ldap").await;

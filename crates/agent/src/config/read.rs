@@ -12,11 +12,13 @@ use nowconnect_settings::{
 
 use super::{
     AgentConfig, LimitsConfig, ObservabilityConfig, Protocol, ProxyConfig, Target, TunnelConfig,
+    TunnelMode,
 };
 
 /// Environment variables with names of their own, besides `NC_TARGET_<name>_HOST` and `_PORT`.
 pub const ALIASES: &[Alias] = &[
     Alias::new("NC_AGENT_URL", "tunnel.url"),
+    Alias::new("NC_TUNNEL_MODE", "tunnel.mode"),
     Alias::new("NC_AGENT_ID", "tunnel.agent_id"),
     Alias::new("NC_CONNECTORS", "tunnel.exported_connectors"),
     Alias::new("NC_TOKEN_FILE", "tunnel.auth.token_file"),
@@ -100,6 +102,7 @@ pub(crate) fn read(t: &mut Table<'_>) -> Option<AgentConfig> {
 
 fn tunnel(t: &mut Table<'_>, exported: &mut Vec<String>) -> Option<TunnelConfig> {
     let urls = urls(t);
+    let mode = t.field("mode").or(TunnelMode::All);
     let agent_id = t
         .field("agent_id")
         .check(NAME, |id: &String| is_name(id))
@@ -112,6 +115,7 @@ fn tunnel(t: &mut Table<'_>, exported: &mut Vec<String>) -> Option<TunnelConfig>
     let max_ws_payload = t.field("max_ws_payload").range(1024..=MIB / 4).or(65536);
     Some(TunnelConfig {
         urls: urls?,
+        mode,
         agent_id: agent_id?,
         exported_connectors: exported.clone(),
         token_file: token_file?,

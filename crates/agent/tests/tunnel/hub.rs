@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use nowconnect_agent::Agent;
 use nowconnect_agent::config::{
     AgentConfig, LimitsConfig, ObservabilityConfig, Protocol, ProxyConfig, Target, TunnelConfig,
+    TunnelMode,
 };
 use nowconnect_link::budget::Budget;
 use nowconnect_link::counters::{Engine, EngineCounters, FlowCounters};
@@ -55,7 +57,8 @@ pub(crate) struct Hub {
 
 struct Shared {
     engine: Arc<Engine>,
-    epoch: u64,
+    /// What it grants, whatever it is asked.
+    epoch: AtomicU64,
     /// Answers upgrades with this status, if any, and counts them.
     refusal: Mutex<Option<StatusCode>>,
     refused: watch::Sender<usize>,
@@ -67,6 +70,7 @@ struct Shared {
 pub(crate) struct Session {
     pub(crate) hello: Hello,
     pub(crate) bearer: String,
+    pub(crate) epoch: u64,
     pub(crate) link: Arc<Link>,
     pub(crate) controls: mpsc::Receiver<Frame>,
     pub(crate) driver: JoinHandle<LinkClosed>,
@@ -86,7 +90,7 @@ impl Hub {
                 Budget::new(64 << 20, 200),
                 EngineCounters::default(),
             )),
-            epoch,
+            epoch: AtomicU64::new(epoch),
             refusal: Mutex::default(),
             refused: watch::Sender::new(0),
             v1,
@@ -110,6 +114,11 @@ impl Hub {
 
     pub(crate) fn has_session(&mut self) -> bool {
         !self.sessions.is_empty()
+    }
+
+    /// Grants `epoch` from now on.
+    pub(crate) fn grant(&self, epoch: u64) {
+        self.shared.epoch.store(epoch, Ordering::Relaxed);
     }
 
     pub(crate) fn refuse(&self, status: Option<StatusCode>) {
@@ -141,7 +150,7 @@ impl Hub {
     pub(crate) fn attach(&self, client: &Client, session: &Session) {
         session
             .link
-            .attach(&client.flow, self.shared.epoch)
+            .attach(&client.flow, session.epoch)
             .expect("attached");
     }
 }
@@ -207,9 +216,10 @@ impl Shared {
             panic!("no HELLO")
         };
         let hello = Hello::decode(&hello).expect("a HELLO");
+        let epoch = self.epoch.load(Ordering::Relaxed);
         let ack = HelloAck {
             hub: "hub-a".into(),
-            epoch: self.epoch,
+            epoch,
             initial_window: self.engine.budget.first_window(),
             max_payload: MAX_PAYLOAD as u32,
             ping_interval_ms: 5000,
@@ -240,6 +250,7 @@ impl Shared {
         let session = Session {
             hello,
             bearer,
+            epoch,
             link,
             controls,
             driver,
@@ -399,6 +410,7 @@ impl Site {
         let config = AgentConfig {
             tunnel: TunnelConfig {
                 urls: urls.iter().map(|url| url.parse().expect("a URL")).collect(),
+                mode: TunnelMode::All,
                 agent_id: "premise-01".into(),
                 exported_connectors: targets.iter().map(|(name, _)| (*name).into()).collect(),
                 token_file,

@@ -1,49 +1,78 @@
-//! Keeps a tunnel to some hub, for ever.
+//! Keeps one tunnel, for ever.
 //!
-//! One tunnel is wanted. When a hub says GOAWAY the next one is made while the old one still
-//! carries its flows. When a tunnel is lost, its flows wait without a path for the next one. Nobody
-//! is hammered: delays have full jitter, and a tunnel must live for a while before its end counts
-//! as a new incident.
+//! When a hub says GOAWAY the next tunnel is made while the old one still carries its flows. When a
+//! tunnel is lost, its flows wait without a path for the next one. Nobody is hammered: delays have
+//! full jitter, and a tunnel must live for a while before its end counts as a new incident.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nowconnect_link::dial::WsUrl;
+use http::Uri;
 use nowconnect_link::session::LinkClosed;
+use nowconnect_link::tasks::Tasks;
 use nowconnect_proto::backoff::Backoff;
 use nowconnect_proto::hello::{Body, TokenAck, Update, UpdateAck};
 use nowconnect_proto::{Frame, Reason};
-use nowconnect_settings::Watcher;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AgentConfig;
 use crate::failure::rest_after;
 use crate::health::Readiness;
-use crate::metrics::Metrics;
+use crate::leaving::{leave, log_down, move_away};
+use crate::renewal::renewal;
 use crate::round::{self, Won};
 use crate::token;
 use crate::tunnel::{Control, Tunnel, Tunnels};
 
 /// Bound of the first delay after a tunnel that had lived.
-const BACKOFF_BASE: Duration = Duration::from_millis(250);
+pub(crate) const BACKOFF_BASE: Duration = Duration::from_millis(250);
 /// Bound of every later delay.
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// Bound of a delay while flows wait for a path, so that several attempts fit into their grace, and
 /// of the first delay after a tunnel, since a hub was there a moment ago.
 const BACKOFF_URGENT: Duration = Duration::from_secs(5);
-/// How often the token file is looked at.
-const TOKEN_PERIOD: Duration = Duration::from_secs(1);
 
-/// The task that makes tunnels and listens to what hubs say about them.
+/// To which hubs a keeper's tunnel may lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// To any that is configured.
+    Any,
+    /// To the one with this URL.
+    Only(Uri),
+}
+
+impl Scope {
+    pub(crate) fn urls(&self, config: &AgentConfig) -> Vec<Uri> {
+        match self {
+            Self::Any => config.tunnel.urls.clone(),
+            Self::Only(url) => vec![url.clone()],
+        }
+    }
+}
+
+/// What all keepers share.
+#[derive(Debug, Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) tunnels: Arc<Tunnels>,
+    pub(crate) config: watch::Receiver<Arc<AgentConfig>>,
+    pub(crate) readiness: Arc<Readiness>,
+    /// How long flows may go on when the agent stops.
+    pub(crate) drain: watch::Receiver<Duration>,
+    /// Keepers run as tasks of it; it tells when the agent stops.
+    pub(crate) tasks: Tasks,
+}
+
+/// The task that keeps a tunnel and listens to what its hub says about it.
 #[derive(Debug)]
-pub(crate) struct Connector {
-    tunnels: Arc<Tunnels>,
-    config: watch::Receiver<Arc<AgentConfig>>,
-    readiness: Arc<Readiness>,
-    metrics: Arc<Metrics>,
+pub(crate) struct Keeper {
+    around: Surroundings,
+    scope: Scope,
+    /// The token file has another content.
+    token: watch::Receiver<()>,
     stop: CancellationToken,
-    token_file: Watcher,
+    /// The agent stops, or this tunnel is wanted no longer.
+    retire: CancellationToken,
     backoff: Backoff,
     started: Instant,
     /// Which of the URLs to try first: the one that worked last.
@@ -58,25 +87,27 @@ enum End {
     Lost(LinkClosed),
     /// Its hub wants us elsewhere; until then it carries its flows.
     Leaving(Reason),
+    /// This one takes its place.
+    Renewed(Box<Tunnel>),
+    /// It is wanted no longer, and another one is there.
+    Retired,
     /// The agent stops.
     Stopped,
 }
 
-impl Connector {
+impl Keeper {
     pub(crate) fn new(
-        tunnels: Arc<Tunnels>,
-        config: watch::Receiver<Arc<AgentConfig>>,
-        readiness: Arc<Readiness>,
-        stop: CancellationToken,
+        around: Surroundings,
+        scope: Scope,
+        token: watch::Receiver<()>,
+        retire: CancellationToken,
     ) -> Self {
-        let token_file = config.borrow().tunnel.token_file.clone();
         Self {
-            metrics: Arc::clone(&tunnels.metrics),
-            tunnels,
-            config,
-            readiness,
-            stop,
-            token_file: Watcher::new([token_file], TOKEN_PERIOD),
+            stop: around.tasks.token(),
+            around,
+            scope,
+            token,
+            retire,
             backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
             started: Instant::now(),
             preferred: 0,
@@ -84,47 +115,72 @@ impl Connector {
         }
     }
 
-    /// Keeps a tunnel until the agent stops; then tells the hub, and leaves the link to its flows.
-    pub(crate) async fn run(mut self, drain: watch::Receiver<Duration>) {
-        let stop = self.stop.clone();
-        while let Some((mut tunnel, url)) = stop.run_until_cancelled(self.establish()).await {
-            let up = self.readiness.tunnel_up();
+    /// Keeps a tunnel until the agent stops or the tunnel is wanted no longer; then tells the hub,
+    /// and leaves the link to its flows.
+    pub(crate) async fn run(mut self) {
+        let retire = self.retire.clone();
+        let links = self.around.tunnels.links.clone();
+        let mut renewed: Option<Box<Tunnel>> = None;
+        let mut up = None;
+        loop {
+            let mut tunnel = match renewed.take() {
+                Some(tunnel) => *tunnel,
+                None => match retire.run_until_cancelled(self.establish()).await {
+                    Some(tunnel) => tunnel,
+                    None => return,
+                },
+            };
+            self.note_up(&tunnel);
+            up.replace(self.around.readiness.tunnel_up());
             let end = self.serve(&mut tunnel).await;
-            drop(up);
-            self.backoff.note_lost(self.started.elapsed());
             let reason = match end {
+                End::Renewed(next) => {
+                    move_away(&links, tunnel);
+                    renewed = Some(next);
+                    // What came while it was made may be news to its hub.
+                    self.token.mark_changed();
+                    self.around.config.mark_changed();
+                    continue;
+                }
+                End::Retired => return move_away(&links, tunnel),
                 End::Stopped => {
-                    tunnel.link.go_away(Reason::Shutdown, *drain.borrow());
-                    return self.leave(tunnel, url, Reason::Shutdown);
+                    tunnel
+                        .link
+                        .go_away(Reason::Shutdown, *self.around.drain.borrow());
+                    return leave(&links, tunnel, Reason::Shutdown);
                 }
                 End::Lost(closed) => {
-                    log_down(&url, &closed);
+                    log_down(&tunnel, &closed);
+                    // It counts as living until then.
+                    drop(tunnel);
                     closed.reason
                 }
                 End::Leaving(reason) => {
                     self.preferred += 1;
-                    self.leave(tunnel, url, reason);
+                    leave(&links, tunnel, reason);
                     reason
                 }
             };
+            up = None;
+            self.backoff.note_lost(self.started.elapsed());
             self.last_end = Some(end_label(reason));
             if let Some(rest) = rest_after(reason) {
                 self.backoff.note_retry_after(rest);
             }
-            stop.run_until_cancelled(self.rest(true)).await;
+            retire.run_until_cancelled(self.rest(true)).await;
         }
     }
 
-    /// Tries hubs until one has acknowledged a tunnel.
-    async fn establish(&mut self) -> (Tunnel, WsUrl) {
+    /// Tries until a hub has acknowledged a tunnel.
+    async fn establish(&mut self) -> Tunnel {
         loop {
-            let config = Arc::clone(&self.config.borrow_and_update());
-            self.token_file.watch([config.tunnel.token_file.clone()]);
-            match round::run(&self.tunnels, &config, self.preferred).await {
-                Ok(Won { tunnel, url, at }) => {
+            let config = Arc::clone(&self.around.config.borrow_and_update());
+            self.token.mark_unchanged();
+            let urls = self.scope.urls(&config);
+            match round::run(&self.around.tunnels, &config, &urls, self.preferred).await {
+                Ok(Won { tunnel, at }) => {
                     self.preferred = at;
-                    self.note_up(&tunnel, &url, &config);
-                    return (tunnel, url);
+                    return tunnel;
                 }
                 Err(retry_after) => self.backoff.note_retry_after(retry_after),
             }
@@ -132,16 +188,19 @@ impl Connector {
         }
     }
 
-    fn note_up(&mut self, tunnel: &Tunnel, url: &WsUrl, config: &AgentConfig) {
+    fn note_up(&mut self, tunnel: &Tunnel) {
         self.backoff.note_connected(self.started.elapsed());
         if let Some(reason) = self.last_end.take() {
-            self.metrics
+            let config = self.around.config.borrow();
+            self.around
+                .tunnels
+                .metrics
                 .reconnects
                 .with([&config.tunnel.agent_id, reason])
                 .inc();
         }
         tracing::info!(
-            event = "tunnel_up", %url, hub = tunnel.ack.hub, epoch = tunnel.ack.epoch,
+            event = "tunnel_up", url = %tunnel.url, hub = tunnel.ack.hub, epoch = tunnel.ack.epoch,
             protocol = if tunnel.link.is_v1() { 1 } else { 2 },
             connectors = tunnel.connectors.join(",")
         );
@@ -149,39 +208,48 @@ impl Connector {
 
     /// Waits before the next attempt, unless there is news that may make it succeed.
     async fn rest(&mut self, just_lost: bool) {
-        let urgent = just_lost || !self.tunnels.flows.is_empty();
+        let urgent = just_lost || self.around.tunnels.flows.any_waiting();
         let most = if urgent { BACKOFF_URGENT } else { BACKOFF_MAX };
         let delay = self.backoff.next_within(rand::random(), most);
         tracing::debug!(event = "tunnel_retry", in_ms = delay.as_millis());
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
-            _ = self.token_file.changed() => tracing::info!(event = "token_file_changed"),
-            Ok(()) = self.config.changed() => {}
+            Ok(()) = self.token.changed() => {}
+            Ok(()) = self.around.config.changed() => {}
         }
     }
 
     /// Looks after the current tunnel until it is the current one no longer.
     async fn serve(&mut self, tunnel: &mut Tunnel) -> End {
+        let (stop, retire) = (self.stop.clone(), self.retire.clone());
+        let mut renewal = std::pin::pin!(renewal(&self.around, &self.scope, tunnel));
+        let spared = tunnel.stand.spared();
+        let mut spared = std::pin::pin!(async {
+            retire.cancelled().await;
+            spared.await;
+        });
         loop {
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return End::Stopped,
+                () = stop.cancelled() => return End::Stopped,
                 closed = &mut tunnel.driver => return End::Lost(closed.unwrap_or_else(|error| {
                     LinkClosed { reason: Reason::Unspecified, detail: error.to_string() }
                 })),
+                () = &mut spared => return End::Retired,
                 Some(control) = tunnel.controls.recv() => {
                     if let Some(end) = heed(tunnel, control) {
                         return end;
                     }
                 }
-                _ = self.token_file.changed() => self.present_token(tunnel).await,
-                Ok(()) = self.config.changed() => self.apply(tunnel),
+                next = &mut renewal => return End::Renewed(Box::new(next)),
+                Ok(()) = self.token.changed() => self.present_token(tunnel).await,
+                Ok(()) = self.around.config.changed() => self.apply(tunnel),
             }
         }
     }
 
     async fn present_token(&self, tunnel: &mut Tunnel) {
-        let config = Arc::clone(&self.config.borrow());
+        let config = Arc::clone(&self.around.config.borrow());
         match token::read(&config.tunnel.token_file).await {
             Ok(token) if token == tunnel.token => {}
             Ok(token) => {
@@ -196,34 +264,14 @@ impl Connector {
 
     /// A configuration that took effect elsewhere already: what the hub must hear of it.
     fn apply(&mut self, tunnel: &mut Tunnel) {
-        let config = Arc::clone(&self.config.borrow_and_update());
-        self.token_file.watch([config.tunnel.token_file.clone()]);
-        let connectors = self.tunnels.flows.targets().names();
+        self.around.config.mark_unchanged();
+        let connectors = self.around.tunnels.flows.targets().names();
         if connectors != tunnel.connectors {
             tunnel.connectors.clone_from(&connectors);
             if let Ok(body) = (Update { connectors }).encode() {
                 tunnel.link.send(Frame::Update(body.into()));
             }
         }
-    }
-
-    /// Leaves an old tunnel to its flows, until its hub closes it or the agent has no more time.
-    fn leave(&self, mut tunnel: Tunnel, url: WsUrl, reason: Reason) {
-        tracing::info!(event = "tunnel_leaving", %url, hub = tunnel.ack.hub, %reason);
-        let stop = self.tunnels.links.token();
-        self.tunnels.links.spawn("leaving tunnel", async move {
-            let closed = tokio::select! {
-                biased;
-                closed = &mut tunnel.driver => closed,
-                () = stop.cancelled() => {
-                    tunnel.link.close(Reason::Shutdown);
-                    (&mut tunnel.driver).await
-                }
-            };
-            if let Ok(closed) = closed {
-                log_down(&url, &closed);
-            }
-        });
     }
 }
 
@@ -261,10 +309,6 @@ fn heed(tunnel: &Tunnel, control: Control) -> Option<End> {
         }
     }
     None
-}
-
-fn log_down(url: &WsUrl, closed: &LinkClosed) {
-    tracing::warn!(event = "tunnel_down", %url, reason = %closed.reason, error = closed.detail);
 }
 
 /// Label of `nowconnect_tunnel_reconnects_total{reason}`: the same words as the hub's.
