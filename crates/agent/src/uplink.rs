@@ -43,7 +43,7 @@ impl Uplink {
             .iter()
             .any(|url| url.scheme_str() == Some("wss"));
         let tls = if needs_tls {
-            Some(self.tls(&config.proxy)?)
+            Some(self.tls(&config.proxy)?.current())
         } else {
             None
         };

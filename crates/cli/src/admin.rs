@@ -72,7 +72,7 @@ impl Admin {
         };
         let tls = url
             .is_tls()
-            .then(|| LiveClientConfig::load(files).map(Arc::new));
+            .then(|| LiveClientConfig::load(files).map(|live| live.current()));
         let dialer = Dialer {
             tls: tls.transpose()?,
             proxies: ProxyRules::none(),

@@ -6,6 +6,7 @@ pub mod config;
 mod forwarded;
 pub mod hub;
 pub mod listener;
+pub mod mesh;
 pub mod metrics;
 pub mod policy;
 pub mod registry;

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use crate::stream::{BufferedIo, Stream};
-use crate::tls::LiveClientConfig;
 
 mod error;
 mod kind;
@@ -32,7 +32,7 @@ pub use url::{WsUrl, WsUrlError};
 #[derive(Debug)]
 pub struct Dialer {
     /// Whom to trust, and what to present; `None` reaches only `ws://`.
-    pub tls: Option<Arc<LiveClientConfig>>,
+    pub tls: Option<Arc<ClientConfig>>,
     /// Which servers are reached through a proxy.
     pub proxies: ProxyRules,
     /// For everything together, from the name to the end of the TLS handshake.
@@ -72,7 +72,7 @@ impl Dialer {
         let Some(tls) = &self.tls else {
             return Err(DialError::NoTls { to });
         };
-        let connect = TlsConnector::from(tls.current())
+        let connect = TlsConnector::from(Arc::clone(tls))
             .connect(url.server_name(), BufferedIo::new(io, leftover));
         match deadline.limit(Stage::Tls, &to, connect).await? {
             Ok(tls) => Ok(Stream::Tls(Box::new(tls.into()))),

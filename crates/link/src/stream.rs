@@ -10,8 +10,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 mod buffered;
+mod ws_bytes;
 
 pub use buffered::BufferedIo;
+pub use ws_bytes::WsBytes;
 
 /// A connection that was dialed or accepted.
 ///

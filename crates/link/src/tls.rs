@@ -13,11 +13,15 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 mod cert;
+mod fault;
 mod live;
 mod pem;
+mod trust;
 
 pub use cert::{expiry, names};
-pub use live::{Live, LiveClientConfig, LiveServerConfig};
+pub use fault::CertificateFault;
+pub use live::{Live, LiveClientConfig, LiveServerConfig, LiveTrust, Prepared};
+pub use trust::{Trust, TrustFiles};
 
 /// A certificate chain (leaf first) and its private key, both PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +70,10 @@ pub enum ClientAuth {
     Optional(PathBuf),
     /// Asks, and refuses who has none.
     Required(PathBuf),
+    /// Asks, and lets in whoever has none, or shows one whose key it holds, be it signed by whomever:
+    /// what serves the connection must judge it with a [`Trust`]. The files are the CAs that clients
+    /// are told of.
+    Postponed(Vec<PathBuf>),
 }
 
 /// Why files do not make a configuration. Every message names the file.
@@ -176,6 +184,10 @@ impl Files for ServerFiles {
         let roots = match &self.client_auth {
             ClientAuth::Off => Vec::new(),
             ClientAuth::Optional(ca) | ClientAuth::Required(ca) => pem::certificates(ca)?,
+            ClientAuth::Postponed(cas) => {
+                let each = cas.iter().map(|ca| pem::certificates(ca));
+                each.collect::<Result<Vec<_>, _>>()?.concat()
+            }
         };
         Material::new(Some(&self.identity), roots)
     }
@@ -192,7 +204,7 @@ impl Files for ServerFiles {
                 provider(),
             ))
         };
-        let builder = match self.client_auth {
+        let builder = match &self.client_auth {
             ClientAuth::Off => builder.with_no_client_auth(),
             ClientAuth::Optional(_) => builder.with_client_cert_verifier(
                 verifier()?
@@ -202,6 +214,9 @@ impl Files for ServerFiles {
             ),
             ClientAuth::Required(_) => builder
                 .with_client_cert_verifier(verifier()?.build().map_err(|e| config_error(&e))?),
+            ClientAuth::Postponed(_) => {
+                builder.with_client_cert_verifier(Arc::new(trust::Postponed::new(&material.roots)?))
+            }
         };
         let Some((chain, key)) = &material.identity else {
             return Err(TlsError::Config("a server needs a certificate".to_owned()));

@@ -71,7 +71,7 @@ impl Pki {
     fn dialer(&self, proxy: Option<&str>) -> Dialer {
         let proxy = proxy.map(|url| Proxy::parse("test", url).unwrap());
         Dialer {
-            tls: Some(Arc::clone(&self.client)),
+            tls: Some(self.client.current()),
             proxies: ProxyRules::new(proxy.clone(), proxy, ""),
             timeout: TIMEOUT,
             tcp: TcpOptions {

@@ -82,7 +82,8 @@ impl WsUrl {
     }
 
     /// What the server's certificate must be for.
-    pub(super) fn server_name(&self) -> ServerName<'static> {
+    #[must_use]
+    pub fn server_name(&self) -> ServerName<'static> {
         self.server_name.clone()
     }
 }

@@ -7,12 +7,15 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
-use super::{ClientFiles, Files, Material, ServerFiles, TlsError};
+use super::{ClientFiles, Files, Material, ServerFiles, TlsError, TrustFiles};
 
 /// A server's current configuration.
 pub type LiveServerConfig = Live<ServerFiles>;
 /// A client's current configuration.
 pub type LiveClientConfig = Live<ClientFiles>;
+
+/// The CAs that certificates are judged by.
+pub type LiveTrust = Live<TrustFiles>;
 
 /// The configuration that new connections use; running ones keep the one they began with.
 ///
@@ -28,18 +31,48 @@ struct Source<F> {
     material: Material,
 }
 
-impl<F: Files> Live<F> {
-    /// Loads the files for the first time. Blocks on file I/O.
+/// A configuration that is good and not yet in force: several can be changed together, or none.
+pub struct Prepared<F: Files> {
+    source: Source<F>,
+    config: F::Config,
+}
+
+impl<F: Files> Prepared<F> {
+    /// Reads `files` and makes a configuration of them. Blocks on file I/O.
     ///
     /// # Errors
     /// See [`TlsError`].
     pub fn load(files: F) -> Result<Self, TlsError> {
         let material = files.load()?;
         let config = files.build(&material)?;
-        Ok(Self {
+        let source = Source { files, material };
+        Ok(Self { source, config })
+    }
+}
+
+impl<F: Files> From<Prepared<F>> for Live<F> {
+    fn from(prepared: Prepared<F>) -> Self {
+        let Prepared { source, config } = prepared;
+        Self {
             current: ArcSwap::from_pointee(config),
-            source: Mutex::new(Source { files, material }),
-        })
+            source: Mutex::new(source),
+        }
+    }
+}
+
+impl<F: Files> Live<F> {
+    /// Loads the files for the first time. Blocks on file I/O.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub fn load(files: F) -> Result<Self, TlsError> {
+        Prepared::load(files).map(Self::from)
+    }
+
+    /// What it is made from.
+    #[must_use]
+    pub fn files(&self) -> F {
+        self.source.lock().files.clone()
     }
 
     /// What a new connection should use.
@@ -53,8 +86,7 @@ impl<F: Files> Live<F> {
     /// # Errors
     /// See [`TlsError`]; the current configuration stays.
     pub fn reload(&self) -> Result<bool, TlsError> {
-        let files = self.source.lock().files.clone();
-        self.replace(files)
+        self.replace(self.files())
     }
 
     /// Goes on with other files; `true` when their content is another. Blocks on file I/O.
@@ -62,18 +94,23 @@ impl<F: Files> Live<F> {
     /// # Errors
     /// See [`TlsError`]; the current configuration stays.
     pub fn replace(&self, files: F) -> Result<bool, TlsError> {
-        let material = files.load()?;
-        let config = files.build(&material)?;
-        let mut source = self.source.lock();
-        let changed = source.material != material || source.files != files;
+        Ok(self.commit(Prepared::load(files)?))
+    }
+
+    /// Goes on with what was prepared; `true` when its content is another.
+    pub fn commit(&self, prepared: Prepared<F>) -> bool {
+        let Prepared { source, config } = prepared;
+        let mut current = self.source.lock();
+        let changed = current.material != source.material || current.files != source.files;
         if changed {
             self.current.store(Arc::new(config));
         }
-        *source = Source { files, material };
-        Ok(changed)
+        *current = source;
+        changed
     }
 
-    /// When our own certificate ends, if we have one.
+    /// When our own certificate ends, if we have one; of CAs that others are judged by, the first
+    /// end.
     #[must_use]
     pub fn expires(&self) -> Option<SystemTime> {
         self.source.lock().material.expires

@@ -191,6 +191,12 @@ impl Refusal {
         self.reason
     }
 
+    /// The explanation for people.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// The answer: `{"error": reason, "detail": detail}` and `Connection: close`.
     #[must_use]
     pub fn into_response(self) -> Response<Full<Bytes>> {

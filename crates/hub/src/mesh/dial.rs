@@ -1,0 +1,172 @@
+//! One attempt at a peer: from its URL to a link that takes flows.
+//!
+//! What the certificate of the connection proves depends on who vouches for it. If the mesh CA does,
+//! for the host of the URL, the peer itself ends TLS. If only a public CA does, an ingress may, and the
+//! hub behind it has proven nothing: then only mutual TLS inside the WebSocket will do.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use nowconnect_link::dial::{Dialer, ProxyRules, TcpOptions, WsUrl};
+use nowconnect_link::session::{Carrier, CarrierError};
+use nowconnect_link::stream::{Stream, WsBytes};
+use nowconnect_link::upgrade::{self, ClientRequest, Upgraded};
+use nowconnect_link::wire::Wire;
+use nowconnect_link::ws::{Mask, Role};
+use nowconnect_proto::hello::Body;
+use nowconnect_proto::mesh_hello::MeshHello;
+use nowconnect_proto::{Frame, Reason};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::credentials::{Credentials, Mutual};
+use super::failure::Failure;
+use super::terms::Terms;
+use super::{HANDSHAKE, PLAIN, SEALED};
+
+/// From the name of a peer to the end of the TLS handshake.
+const DIAL: Duration = Duration::from_secs(10);
+/// How long a link may be silent before the kernel probes it too.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const USER_AGENT: &str = concat!("nowconnect-hub/", env!("CARGO_PKG_VERSION"));
+
+/// What the frames of a link travel in.
+pub(super) enum Way {
+    /// The WebSocket as it is.
+    Open(Carrier<Stream>),
+    /// Mutual TLS inside the WebSocket.
+    Sealed(Box<Carrier<TlsStream<WsBytes<Stream>>>>),
+}
+
+/// Dials `url` and introduces this hub; returns what the peer says of itself.
+pub(super) async fn reach(
+    url: &WsUrl,
+    terms: &Terms,
+    credentials: &Credentials,
+) -> Result<(Way, MeshHello), Failure> {
+    let dialer = Dialer {
+        tls: match (&credentials.outer, url.is_tls()) {
+            (Some(tls), true) => Some(tls.current()),
+            (None, true) => return Err(Failure::NoTls),
+            (_, false) => None,
+        },
+        proxies: ProxyRules::none(),
+        timeout: DIAL,
+        tcp: TcpOptions {
+            keepalive: Some(KEEPALIVE),
+            user_timeout: Some(terms.ping_interval + terms.ping_timeout),
+        },
+    };
+    let stream = dialer.dial(url).await?;
+    let introduced = introduce(stream, url, terms, credentials.mutual.as_ref());
+    timeout(HANDSHAKE, introduced)
+        .await
+        .map_err(|_| Failure::Timeout(HANDSHAKE))?
+}
+
+async fn introduce(
+    stream: Stream,
+    url: &WsUrl,
+    terms: &Terms,
+    mutual: Option<&Mutual>,
+) -> Result<(Way, MeshHello), Failure> {
+    let request = ClientRequest {
+        uri: url.uri(),
+        protocols: acceptable(&stream, url, terms, mutual),
+        bearer: None,
+        user_agent: USER_AGENT,
+        headers: http::HeaderMap::new(),
+    };
+    let upgraded = upgrade::connect(stream, &request).await?;
+    match (upgraded.protocol, mutual) {
+        (Some(PLAIN), _) => {
+            let Upgraded { io, leftover, .. } = upgraded;
+            let mut carrier = carrier(io, leftover, url.mask(), terms);
+            let hello = greet(&mut carrier, terms).await?;
+            Ok((Way::Open(carrier), hello))
+        }
+        (Some(_), Some(mutual)) => {
+            let bytes = WsBytes::new(upgraded, Role::Client);
+            let sealed = TlsConnector::from(mutual.client.current())
+                .connect(url.server_name(), bytes)
+                .await
+                .map_err(|error| Failure::Tls { error })?;
+            let mut carrier = carrier(sealed, BytesMut::new(), Mask::Zero, terms);
+            let hello = greet(&mut carrier, terms).await?;
+            Ok((Way::Sealed(Box::new(carrier)), hello))
+        }
+        _ => Err(Failure::NoProtocol),
+    }
+}
+
+/// The subprotocols by which the peer can prove who it is, over this connection.
+fn acceptable(
+    stream: &Stream,
+    url: &WsUrl,
+    terms: &Terms,
+    mutual: Option<&Mutual>,
+) -> &'static [&'static str] {
+    let Some(mutual) = mutual else {
+        // The configuration does not allow this while certificates are required.
+        return if terms.require_mtls { &[] } else { &[PLAIN] };
+    };
+    let vouched = stream.peer_certificates().is_some_and(|chain| {
+        let trust = mutual.trust.current();
+        trust.judge_server(chain, &url.server_name()).is_ok()
+    });
+    if vouched || !terms.require_mtls {
+        &[PLAIN, SEALED]
+    } else {
+        &[SEALED]
+    }
+}
+
+fn carrier<S>(io: S, leftover: BytesMut, mask: Mask, terms: &Terms) -> Carrier<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let max_payload = terms.max_payload as usize;
+    let wire = Wire::V2 { max_payload };
+    Carrier::new(io, leftover, Role::Client, mask, wire, max_payload)
+}
+
+/// Says HELLO and waits for the answer.
+async fn greet<S>(carrier: &mut Carrier<S>, terms: &Terms) -> Result<MeshHello, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let hello = terms.hello().encode()?;
+    let sent = carrier.send(Frame::Hello(hello.into())).await;
+    sent.map_err(CarrierError::Io)?;
+    match carrier.receive().await {
+        Ok(Frame::HelloAck(body)) => Ok(MeshHello::decode(&body)?),
+        Ok(Frame::GoAway { reason, .. }) => Err(Failure::Refused(reason)),
+        Ok(other) => Err(Failure::Unexpected(other.name())),
+        Err(CarrierError::Closed(Some(word)))
+            if Reason::from_name(&word) != Reason::Unspecified =>
+        {
+            Err(Failure::Refused(Reason::from_name(&word)))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Way {
+    /// Whether TLS runs inside the WebSocket.
+    pub(super) fn is_sealed(&self) -> bool {
+        matches!(self, Self::Sealed(_))
+    }
+
+    /// Tells the peer why it is not to be linked with.
+    pub(super) async fn close(self, reason: Reason) {
+        let said = async {
+            match self {
+                Self::Open(mut carrier) => carrier.close(reason).await,
+                Self::Sealed(mut carrier) => carrier.close(reason).await,
+            }
+        };
+        // It hears why if it listens; if not, the connection is closed all the same.
+        let _ = timeout(super::GOODBYE, said).await;
+    }
+}

@@ -1,0 +1,480 @@
+//! A peer dials: who it is, and the link that becomes of it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use nowconnect_link::session::{Carrier, CarrierError, Link, LinkEvents, Role, start};
+use nowconnect_link::stream::{Stream, WsBytes};
+use nowconnect_link::tls::{CertificateFault, names};
+use nowconnect_link::upgrade::{Offer, Pending, PendingError, Refusal, Upgraded};
+use nowconnect_link::wire::Wire;
+use nowconnect_link::ws::{self, Mask};
+use nowconnect_proto::frame::Open;
+use nowconnect_proto::hello::{Body, HelloError};
+use nowconnect_proto::mesh_hello::MeshHello;
+use nowconnect_proto::{FlowId, Frame, Reason};
+use rustls_pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::credentials::Mutual;
+use super::links::{Conflict, Inward};
+use super::terms::Terms;
+use super::{GOODBYE, HANDSHAKE, Mesh, PLAIN, Peer, SEALED, is_orderly, link_config};
+use crate::forwarded::sender;
+
+/// Links in their handshake at a time, from one address.
+const STRANGERS_PER_ADDRESS: usize = 32;
+
+/// Certificates that the other side of a connection has shown, leaf first, whose key it has proven to
+/// hold.
+pub type Shown = Arc<[CertificateDer<'static>]>;
+
+type Sealed = TlsStream<WsBytes<Stream>>;
+
+/// Why a certificate makes nobody a peer.
+#[derive(Debug, thiserror::Error)]
+#[error("{fault}{}", in_brackets(.detail))]
+struct Unproven {
+    fault: CertificateFault,
+    detail: String,
+}
+
+/// Why a dialing hub does not get its link after all.
+#[derive(Debug, thiserror::Error)]
+enum Turned {
+    #[error(transparent)]
+    Pending(#[from] PendingError),
+    #[error("no HELLO within {} s", HANDSHAKE.as_secs())]
+    Late,
+    #[error(transparent)]
+    Unproven(#[from] Unproven),
+    #[error("ha.mesh.tls was taken away while it was let in")]
+    NoCertificates,
+    #[error("TLS inside the WebSocket: {0}")]
+    Tls(std::io::Error),
+    #[error(transparent)]
+    Carrier(#[from] CarrierError),
+    #[error("{0} where HELLO was due")]
+    NotHello(&'static str),
+    #[error("HELLO: {0}")]
+    Hello(#[from] HelloError),
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+}
+
+impl Turned {
+    /// What the dialing hub is told.
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Late => Reason::HandshakeTimeout,
+            Self::Unproven(_) | Self::NoCertificates => Reason::AuthFailed,
+            Self::Conflict(_) => Reason::IdentityConflict,
+            Self::Pending(_) | Self::Tls(_) | Self::Carrier(CarrierError::Io(_)) => {
+                Reason::ConnectionLost
+            }
+            Self::Carrier(CarrierError::Closed(_)) => Reason::PeerClosed,
+            Self::Carrier(_) | Self::NotHello(_) | Self::Hello(_) => Reason::ProtocolError,
+        }
+    }
+
+    /// What the log calls it.
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Unproven(unproven) => unproven.fault.code(),
+            Self::Tls(error) => CertificateFault::of_io(error).map_or("tls", |fault| fault.code()),
+            Self::Conflict(_) => "mesh_peer_conflict",
+            other => other.reason().name(),
+        }
+    }
+}
+
+/// A hub whose upgrade was accepted.
+struct Guest {
+    mesh: Arc<Mesh>,
+    terms: Arc<Terms>,
+    remote: IpAddr,
+}
+
+impl Mesh {
+    /// Answers a request for `/mesh`: 101 and a link of its own, or why not. `shown` is what the
+    /// client of the connection has shown, judged by nobody yet.
+    ///
+    /// # Errors
+    /// The answer to send instead.
+    pub async fn receive(
+        self: &Arc<Self>,
+        request: &mut Request<Incoming>,
+        peer: SocketAddr,
+        shown: Option<Shown>,
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let terms = self.terms.load_full();
+        let remote = sender(peer, request.headers(), &terms.trusted_proxies);
+        let answer = self.admit(request, &terms, remote, shown.as_deref());
+        answer.inspect_err(|refusal| {
+            self.note_refused(refusal.reason(), refusal.detail(), &remote);
+        })
+    }
+
+    fn admit(
+        self: &Arc<Self>,
+        request: &mut Request<Incoming>,
+        terms: &Arc<Terms>,
+        remote: IpAddr,
+        shown: Option<&[CertificateDer<'static>]>,
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let offer = Offer::from_request(request)?;
+        let later = |reason, detail, seconds| {
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail)
+                .retry_after(Duration::from_secs(seconds))
+        };
+        if !terms.on {
+            let detail = "high availability is off on this hub (ha.mode)";
+            return Err(later("ha_off", detail, 5));
+        }
+        if self.leaving.lock().is_some() {
+            return Err(later("draining", "this hub is about to stop", 1));
+        }
+        let (protocol, proven) = self.choose(&offer, terms, shown)?;
+        let places = (
+            self.strangers.clone().try_acquire_owned(),
+            self.places.take(remote, STRANGERS_PER_ADDRESS),
+        );
+        let (Ok(stranger), Some(place)) = places else {
+            let detail = "too many links are in their handshake";
+            return Err(later("busy", detail, 5));
+        };
+        let (response, pending) = offer.accept(request, Some(protocol));
+        let guest = Guest {
+            mesh: self.clone(),
+            terms: terms.clone(),
+            remote,
+        };
+        let places = (stranger, place);
+        let serve = async move { guest.serve(pending, proven, places).await };
+        self.tasks.spawn("mesh_inbound", serve);
+        Ok(response)
+    }
+
+    /// How the other hub is to prove who it is, and what it has proven already.
+    fn choose(
+        &self,
+        offer: &Offer,
+        terms: &Terms,
+        shown: Option<&[CertificateDer<'static>]>,
+    ) -> Result<(&'static str, Vec<Arc<str>>), Refusal> {
+        let credentials = self.credentials.load();
+        let mutual = credentials.mutual.as_ref();
+        let proven = mutual.map(|mutual| prove(mutual, terms, shown.unwrap_or_default()));
+        let unproven = match proven {
+            Some(Ok(names)) if offer.choose(&[PLAIN]).is_some() => return Ok((PLAIN, names)),
+            Some(Err(unproven)) => Some(unproven),
+            _ => None,
+        };
+        if !terms.require_mtls && offer.choose(&[PLAIN]).is_some() {
+            return Ok((PLAIN, Vec::new()));
+        }
+        if mutual.is_some() && offer.choose(&[SEALED]).is_some() {
+            return Ok((SEALED, Vec::new()));
+        }
+        match unproven {
+            Some(unproven) if offer.choose(&[PLAIN]).is_some() => Err(Refusal::new(
+                StatusCode::FORBIDDEN,
+                unproven.fault.code(),
+                unproven.to_string(),
+            )),
+            _ => Err(Refusal::new(
+                StatusCode::BAD_REQUEST,
+                "no_mesh_subprotocol",
+                "this path is for hubs of the mesh alone",
+            )),
+        }
+    }
+
+    /// Logs, at most once a second for each reason, that somebody was not let in.
+    pub(super) fn note_refused(&self, reason: &'static str, detail: &str, remote: &IpAddr) {
+        let pass = self.quiet.lock().entry(reason).or_default().pass();
+        if let Some(suppressed) = pass {
+            tracing::warn!(
+                event = "mesh_refused",
+                %remote,
+                reason,
+                detail,
+                suppressed,
+                audit = true,
+            );
+        }
+    }
+
+    /// A TLS handshake on the port of the mesh failed.
+    pub(crate) fn note_tls_failed(&self, remote: SocketAddr, error: &std::io::Error) {
+        let fault = CertificateFault::of_io(error);
+        let reason = fault.map_or("tls", CertificateFault::code);
+        self.note_refused(reason, &error.to_string(), &remote.ip().to_canonical());
+    }
+}
+
+/// The hosts among our peers that the owner of `chain` has proven to be.
+fn prove(
+    mutual: &Mutual,
+    terms: &Terms,
+    chain: &[CertificateDer<'_>],
+) -> Result<Vec<Arc<str>>, Unproven> {
+    let unproven = |fault, detail: String| Unproven { fault, detail };
+    mutual
+        .trust
+        .current()
+        .judge_client(chain)
+        .map_err(|error| {
+            let fault = CertificateFault::of(&error).unwrap_or(CertificateFault::Other);
+            unproven(fault, String::new())
+        })?;
+    let names = chain.first().map(names).transpose().ok().flatten();
+    let names = names.unwrap_or_default();
+    let proven = terms.peers_among(&names);
+    if proven.is_empty() {
+        let detail = match names.is_empty() {
+            true => "it has no subject alternative name".to_owned(),
+            false => format!(
+                "it is for {}, none of which is the host of one of ha.mesh.peers",
+                names.join(", ")
+            ),
+        };
+        return Err(unproven(CertificateFault::WrongName, detail));
+    }
+    Ok(proven)
+}
+
+fn in_brackets(detail: &str) -> String {
+    if detail.is_empty() {
+        String::new()
+    } else {
+        format!(" ({detail})")
+    }
+}
+
+impl Guest {
+    /// The task of one link, from here to its end. `places` are given back when the hub is known.
+    async fn serve<P>(self, pending: Pending, proven: Vec<Arc<str>>, places: P) {
+        let deadline = Instant::now() + HANDSHAKE;
+        let upgraded = match timeout_at(deadline, pending.complete::<Stream>()).await {
+            Ok(Ok(upgraded)) => upgraded,
+            Ok(Err(error)) => return self.note_turned(&error.into()),
+            Err(_) => return self.note_turned(&Turned::Late),
+        };
+        if upgraded.protocol == Some(PLAIN) {
+            let Upgraded { io, leftover, .. } = upgraded;
+            let carrier = self.carrier(io, leftover);
+            return self.attend(carrier, Ok(proven), deadline, places).await;
+        }
+        let sealed = match timeout_at(deadline, self.unseal(upgraded)).await {
+            Ok(Ok(sealed)) => sealed,
+            Ok(Err(turned)) => return self.note_turned(&turned),
+            Err(_) => return self.note_turned(&Turned::Late),
+        };
+        let proven = self.prove_sealed(&sealed);
+        let carrier = self.carrier(sealed, BytesMut::new());
+        self.attend(carrier, proven, deadline, places).await;
+    }
+
+    /// TLS inside the WebSocket, in which the other hub must show a certificate of the mesh CA.
+    async fn unseal(&self, upgraded: Upgraded<Stream>) -> Result<Sealed, Turned> {
+        let credentials = self.mesh.credentials.load_full();
+        let mutual = credentials.mutual.as_ref().ok_or(Turned::NoCertificates)?;
+        let bytes = WsBytes::new(upgraded, ws::Role::Server);
+        TlsAcceptor::from(mutual.server.current())
+            .accept(bytes)
+            .await
+            .map_err(Turned::Tls)
+    }
+
+    fn prove_sealed(&self, sealed: &Sealed) -> Result<Vec<Arc<str>>, Turned> {
+        let chain = sealed.get_ref().1.peer_certificates().unwrap_or_default();
+        let credentials = self.mesh.credentials.load_full();
+        let mutual = credentials.mutual.as_ref().ok_or(Turned::NoCertificates)?;
+        match prove(mutual, &self.terms, chain) {
+            Err(_) if !self.terms.require_mtls => Ok(Vec::new()),
+            proven => Ok(proven?),
+        }
+    }
+
+    fn carrier<S>(&self, io: S, leftover: BytesMut) -> Carrier<S>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let max_payload = self.terms.max_payload as usize;
+        let wire = Wire::V2 { max_payload };
+        Carrier::new(
+            io,
+            leftover,
+            ws::Role::Server,
+            Mask::None,
+            wire,
+            max_payload,
+        )
+    }
+
+    async fn attend<S, P>(
+        self,
+        mut carrier: Carrier<S>,
+        proven: Result<Vec<Arc<str>>, Turned>,
+        deadline: Instant,
+        places: P,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let greeted = match proven {
+            Ok(proven) => timeout_at(deadline, self.greet(&mut carrier, proven))
+                .await
+                .unwrap_or(Err(Turned::Late)),
+            Err(unproven) => Err(unproven),
+        };
+        drop(places);
+        match greeted {
+            Ok((hello, peer)) => self.link(carrier, &hello, peer).await,
+            Err(turned) => {
+                self.note_turned(&turned);
+                // It hears why if it listens; if not, the connection is closed all the same.
+                let _ = timeout(GOODBYE, carrier.close(turned.reason())).await;
+            }
+        }
+    }
+
+    async fn greet<S>(
+        &self,
+        carrier: &mut Carrier<S>,
+        proven: Vec<Arc<str>>,
+    ) -> Result<(MeshHello, Peer), Turned>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let first = carrier.receive().await?;
+        let Frame::Hello(body) = first else {
+            return Err(Turned::NotHello(first.name()));
+        };
+        let hello = MeshHello::decode(&body)?;
+        let hub: Arc<str> = hello.hub.as_str().into();
+        if hub == self.terms.hub {
+            return Err(Conflict::Own(hub).into());
+        }
+        self.mesh.links.judge_inbound(&hub, &proven)?;
+        let answer = self.terms.hello().encode()?;
+        // Written by the driver, before anything else.
+        carrier.queue(Frame::HelloAck(answer.into()));
+        let label = self.mesh.label_of(&hub, &proven);
+        let peer = Peer {
+            metrics: self.mesh.peer_metrics(&label),
+            remote: self.remote,
+            hub,
+            label,
+            proven,
+        };
+        Ok((hello, peer))
+    }
+
+    async fn link<S>(self, carrier: Carrier<S>, hello: &MeshHello, peer: Peer)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (mesh, peer) = (&self.mesh, Arc::new(peer));
+        let events = Arc::new(Events {
+            mesh: Arc::downgrade(mesh),
+            peer: peer.clone(),
+        });
+        let config = link_config(&self.terms, hello, Role::Answerer);
+        let (link, driver) = start(carrier, &config, &mesh.engine, events);
+        let since = SystemTime::now();
+        let inward = Inward {
+            link: link.clone(),
+            peer: peer.clone(),
+            since,
+        };
+        match mesh.links.enter_inbound(inward) {
+            Ok(Some(old)) => old.close(Reason::Superseded),
+            Ok(None) => {}
+            Err(conflict) => {
+                self.note_turned(&conflict.into());
+                link.close(Reason::IdentityConflict);
+                driver.await;
+                return;
+            }
+        }
+        tracing::info!(
+            event = "mesh_link_up",
+            direction = "inbound",
+            peer = %peer.label,
+            hub = %peer.hub,
+            remote = %self.remote,
+            proven = %peer.proven.join(","),
+            version = hello.version,
+            audit = true,
+        );
+        // What was asked of all links since this one was let in.
+        if let Some(reason) = *mesh.leaving.lock() {
+            link.go_away(reason, Duration::ZERO);
+        }
+        mesh.review(&link, &peer);
+        let begun = Instant::now();
+        let closed = driver.await;
+        mesh.links.leave_inbound(&peer.hub, &link);
+        if !is_orderly(closed.reason) {
+            peer.metrics.errors.inc();
+        }
+        tracing::warn!(
+            event = "mesh_link_down",
+            direction = "inbound",
+            peer = %peer.label,
+            hub = %peer.hub,
+            reason = closed.reason.name(),
+            detail = %closed.detail,
+            duration_ms = begun.elapsed().as_millis() as u64,
+            audit = true,
+        );
+    }
+
+    fn note_turned(&self, turned: &Turned) {
+        if turned.reason() == Reason::ProtocolError {
+            let errors = &self.mesh.metrics.tunnels.protocol_errors;
+            errors.with(["mesh", "bad_hello"]).inc();
+        }
+        self.mesh
+            .note_refused(turned.code(), &turned.to_string(), &self.remote);
+    }
+}
+
+/// What the driver of a link that a peer dialed tells.
+struct Events {
+    mesh: Weak<Mesh>,
+    peer: Arc<Peer>,
+}
+
+impl LinkEvents for Events {
+    fn on_open(&self, link: &Arc<Link>, id: FlowId, open: Open) {
+        let events = self.mesh.upgrade().and_then(|mesh| mesh.events());
+        match events {
+            Some(events) => events.on_open(link, &self.peer, id, open),
+            None => link.refuse(id, Reason::NotActive),
+        }
+    }
+
+    fn on_control(&self, link: &Arc<Link>, frame: Frame) {
+        let Frame::GoAway { .. } = frame else {
+            self.on_protocol_error(link, "unexpected_frame");
+            return link.close(Reason::ProtocolError);
+        };
+        // The peer opens no more flows and closes the link when those there are have ended.
+        link.leave();
+    }
+
+    fn on_protocol_error(&self, link: &Arc<Link>, kind: &'static str) {
+        if let Some(mesh) = self.mesh.upgrade() {
+            mesh.count_offence(link, kind);
+        }
+    }
+}

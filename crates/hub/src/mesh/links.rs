@@ -1,0 +1,179 @@
+//! Which hubs this one is linked with, in both directions, and who is who.
+//!
+//! A replica id is a claim. The host of the URL that was dialed, and the names in a certificate, are
+//! proven: two that disagree about who answers to a replica id are not both let in.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use nowconnect_link::session::Link;
+use parking_lot::Mutex;
+
+use super::Peer;
+
+/// The links that stand.
+#[derive(Default)]
+pub(super) struct Links(Mutex<Standing>);
+
+#[derive(Default)]
+struct Standing {
+    outbound: HashMap<Arc<str>, Outward>,
+    inbound: HashMap<Arc<str>, Inward>,
+}
+
+/// A link that we dialed and that takes flows.
+struct Outward {
+    link: Arc<Link>,
+    label: Arc<str>,
+    host: Arc<str>,
+}
+
+/// A link that a peer dialed.
+#[derive(Clone)]
+pub(super) struct Inward {
+    pub(super) link: Arc<Link>,
+    pub(super) peer: Arc<Peer>,
+    pub(super) since: SystemTime,
+}
+
+/// Two hubs answer to one replica id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// It is our own.
+    #[error(
+        "it calls itself {0} as this hub does: give every hub a replica_id of its own, and do not list a hub \
+         among its own peers"
+    )]
+    Own(Arc<str>),
+    /// Another one that we have dialed has it.
+    #[error(
+        "it calls itself {hub}, which {other} does too: give every hub a replica_id of its own, and list \
+         each hub once"
+    )]
+    Dialed {
+        /// The replica id.
+        hub: Arc<str>,
+        /// The other peer.
+        other: Arc<str>,
+    },
+    /// One with another certificate has it.
+    #[error("it calls itself {hub}, which belongs to a hub with a certificate for {other}")]
+    Certificate {
+        /// The replica id.
+        hub: Arc<str>,
+        /// Names of the other's certificate.
+        other: String,
+    },
+}
+
+impl Links {
+    /// The link that we dialed to `hub`, if it takes flows.
+    pub(super) fn outbound(&self, hub: &str) -> Option<Arc<Link>> {
+        let standing = self.0.lock();
+        let link = &standing.outbound.get(hub)?.link;
+        link.takes_flows().then(|| link.clone())
+    }
+
+    /// Those that peers dialed.
+    pub(super) fn inbound(&self) -> Vec<Inward> {
+        self.0.lock().inbound.values().cloned().collect()
+    }
+
+    /// The label of the peer that answers to `hub` where we dialed it.
+    pub(super) fn label(&self, hub: &str) -> Option<Arc<str>> {
+        let standing = self.0.lock();
+        standing.outbound.get(hub).map(|one| one.label.clone())
+    }
+
+    /// A link that was dialed, to the hub that calls itself so.
+    pub(super) fn enter_outbound(
+        &self,
+        hub: &Arc<str>,
+        label: &Arc<str>,
+        host: Arc<str>,
+        link: &Arc<Link>,
+    ) -> Result<(), Conflict> {
+        let mut standing = self.0.lock();
+        if let Some(other) = standing.outbound.get(hub)
+            && other.label != *label
+            && !other.link.is_closed()
+        {
+            return Err(Conflict::Dialed {
+                hub: hub.clone(),
+                other: other.label.clone(),
+            });
+        }
+        if let Some(inward) = standing.inbound.get(hub)
+            && inward.peer.is_other_than(std::slice::from_ref(&host))
+        {
+            return Err(Conflict::Certificate {
+                hub: hub.clone(),
+                other: inward.peer.proven.join(", "),
+            });
+        }
+        let outward = Outward {
+            link: link.clone(),
+            label: label.clone(),
+            host,
+        };
+        standing.outbound.insert(hub.clone(), outward);
+        Ok(())
+    }
+
+    /// That link takes no flows any more.
+    pub(super) fn leave_outbound(&self, hub: &str, link: &Arc<Link>) {
+        let mut standing = self.0.lock();
+        let same = |one: &Outward| Arc::ptr_eq(&one.link, link);
+        if standing.outbound.get(hub).is_some_and(same) {
+            standing.outbound.remove(hub);
+        }
+    }
+
+    /// Whether a hub that calls itself so and has proven `names` may be that one.
+    pub(super) fn judge_inbound(&self, hub: &Arc<str>, names: &[Arc<str>]) -> Result<(), Conflict> {
+        self.0.lock().judge_inbound(hub, names)
+    }
+
+    /// A link that a peer dialed; returns the one that it takes the place of.
+    pub(super) fn enter_inbound(&self, inward: Inward) -> Result<Option<Arc<Link>>, Conflict> {
+        let mut standing = self.0.lock();
+        let hub = inward.peer.hub.clone();
+        standing.judge_inbound(&hub, &inward.peer.proven)?;
+        let replaced = standing.inbound.insert(hub, inward);
+        Ok(replaced.map(|old| old.link))
+    }
+
+    /// That link is gone.
+    pub(super) fn leave_inbound(&self, hub: &str, link: &Arc<Link>) {
+        let mut standing = self.0.lock();
+        let same = |one: &Inward| Arc::ptr_eq(&one.link, link);
+        if standing.inbound.get(hub).is_some_and(same) {
+            standing.inbound.remove(hub);
+        }
+    }
+}
+
+impl Standing {
+    fn judge_inbound(&self, hub: &Arc<str>, names: &[Arc<str>]) -> Result<(), Conflict> {
+        let conflict = |other: String| Conflict::Certificate {
+            hub: hub.clone(),
+            other,
+        };
+        if names.is_empty() {
+            return Ok(());
+        }
+        if let Some(outward) = self.outbound.get(hub)
+            && !names.contains(&outward.host)
+        {
+            return Err(conflict(outward.host.to_string()));
+        }
+        if let Some(inward) = self.inbound.get(hub)
+            && !inward.link.is_closed()
+            && inward.peer.is_other_than(names)
+        {
+            return Err(conflict(inward.peer.proven.join(", ")));
+        }
+        Ok(())
+    }
+}

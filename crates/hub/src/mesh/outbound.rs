@@ -1,0 +1,423 @@
+//! The link that this hub keeps to one peer, for as long as it is configured.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use nowconnect_link::dial::WsUrl;
+use nowconnect_link::session::{Carrier, Link, LinkClosed, LinkEvents, Role, start};
+use nowconnect_proto::backoff::Backoff;
+use nowconnect_proto::frame::Open;
+use nowconnect_proto::mesh_hello::MeshHello;
+use nowconnect_proto::{FlowId, Frame, Reason};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::dial::{self, Way};
+use super::failure::{Failure, rest_after};
+use super::links::Conflict;
+use super::terms::{Configured, Terms, canonical};
+use super::{Mesh, NO_DEADLINE, is_orderly, link_config, see_off};
+use crate::metrics::PeerMetrics;
+
+/// Bound of the first delay after a link that had lived.
+const BACKOFF_BASE: Duration = Duration::from_millis(250);
+/// GOAWAYs that may wait to be looked at; there is no use in more than one.
+const GOAWAYS: usize = 4;
+
+/// A configured peer, as the dialing side knows it.
+pub(super) struct Outbound {
+    pub(super) url: WsUrl,
+    pub(super) label: Arc<str>,
+    pub(super) metrics: Arc<PeerMetrics>,
+    /// Certificates were demanded when it was started.
+    pub(super) require_mtls: bool,
+    order: watch::Sender<Order>,
+    status: Mutex<Status>,
+}
+
+/// What is wanted of the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// Keep it up.
+    Run,
+    /// Open no new flows, and close it when those there are have ended.
+    Leave(Reason),
+    /// Close it now.
+    Close(Reason),
+}
+
+/// The states of a link, as metrics call them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// An attempt is under way.
+    Connecting,
+    /// It takes flows.
+    Established,
+    /// It waits for the next attempt.
+    Backoff,
+    /// It is not wanted.
+    Closed,
+}
+
+/// What is known about the link now.
+pub(super) struct Status {
+    pub(super) state: State,
+    pub(super) since: SystemTime,
+    pub(super) hub: Option<Arc<str>>,
+    pub(super) link: Option<Arc<Link>>,
+    pub(super) error: Option<String>,
+}
+
+/// A link that stands.
+struct Up {
+    link: Arc<Link>,
+    hub: Arc<str>,
+    version: String,
+    sealed: bool,
+    driver: JoinHandle<LinkClosed>,
+    goaways: mpsc::Receiver<Reason>,
+    started: Instant,
+}
+
+/// A link that nobody looks after must not stay.
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.link.close(Reason::Unspecified);
+    }
+}
+
+/// Why a link is not the current one any more.
+enum End {
+    Lost(LinkClosed),
+    /// The peer wants no new flows on it.
+    Leaving(Reason),
+    /// We do not want it any more.
+    Unwanted,
+}
+
+impl State {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Established => "established",
+            Self::Backoff => "backoff",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl Outbound {
+    /// Begins to keep a link to `peer`.
+    pub(super) fn start(mesh: &Arc<Mesh>, peer: &Configured, require_mtls: bool) -> Arc<Self> {
+        let outbound = Arc::new(Self {
+            url: peer.url.clone(),
+            label: peer.label.clone(),
+            metrics: mesh.peer_metrics(&peer.label),
+            require_mtls,
+            order: watch::Sender::new(Order::Run),
+            status: Mutex::new(Status {
+                state: State::Connecting,
+                since: SystemTime::now(),
+                hub: None,
+                link: None,
+                error: None,
+            }),
+        });
+        outbound.metrics.set_state(State::Connecting.as_str());
+        let stop = mesh.tasks.token();
+        let keep = outbound.clone().keep(mesh.clone());
+        mesh.tasks
+            .spawn("mesh_peer", stop.run_until_cancelled_owned(keep));
+        outbound
+    }
+
+    /// Opens no new flows; closes the link when those there are have ended.
+    pub(super) fn leave(&self, reason: Reason) {
+        self.order.send_if_modified(|order| {
+            let change = *order == Order::Run;
+            if change {
+                *order = Order::Leave(reason);
+            }
+            change
+        });
+    }
+
+    /// Closes the link.
+    pub(super) fn close(&self, reason: Reason) {
+        self.order.send_replace(Order::Close(reason));
+    }
+
+    /// What is known about the link now.
+    pub(super) fn status(&self) -> parking_lot::MutexGuard<'_, Status> {
+        self.status.lock()
+    }
+
+    fn enter(&self, state: State, change: impl FnOnce(&mut Status)) {
+        let mut status = self.status.lock();
+        change(&mut status);
+        if status.state != state {
+            (status.state, status.since) = (state, SystemTime::now());
+        }
+        self.metrics.set_state(state.as_str());
+    }
+
+    fn is_wanted(&self) -> bool {
+        *self.order.borrow() == Order::Run
+    }
+
+    async fn keep(self: Arc<Self>, mesh: Arc<Mesh>) {
+        let started = Instant::now();
+        let mut order = self.order.subscribe();
+        let mut backoff = Backoff::new(BACKOFF_BASE, mesh.terms.load().backoff_max);
+        let mut was_up = false;
+        while self.is_wanted() {
+            self.enter(State::Connecting, |_| ());
+            let attempt = tokio::select! {
+                biased;
+                _ = order.wait_for(|order| *order != Order::Run) => break,
+                attempt = self.attempt(&mesh) => attempt,
+            };
+            match attempt {
+                Ok(up) => {
+                    backoff.note_connected(started.elapsed());
+                    if std::mem::replace(&mut was_up, true) {
+                        self.metrics.reconnects.inc();
+                    }
+                    let rest = self.serve(&mesh, up, &mut order).await;
+                    backoff.note_lost(started.elapsed());
+                    backoff.note_retry_after(rest.unwrap_or_default());
+                }
+                Err(failure) => {
+                    self.note_failure(&failure);
+                    backoff.note_retry_after(failure.retry_after().unwrap_or_default());
+                }
+            }
+            if !self.is_wanted() {
+                break;
+            }
+            let delay = backoff.next_within(rand::random(), mesh.terms.load().backoff_max);
+            self.enter(State::Backoff, |_| ());
+            tracing::debug!(event = "mesh_retry", peer = %self.label, in_ms = delay.as_millis() as u64);
+            let unwanted = order.wait_for(|order| *order != Order::Run);
+            let _ = tokio::time::timeout(delay, unwanted).await;
+        }
+        self.enter(State::Closed, |status| status.link = None);
+    }
+
+    fn note_failure(&self, failure: &Failure) {
+        self.metrics.errors.inc();
+        let error = failure.to_string();
+        let event = match failure {
+            Failure::Conflict(_) => "mesh_peer_conflict",
+            _ => "mesh_link_failed",
+        };
+        tracing::warn!(event, peer = %self.label, url = %self.url, error);
+        self.status.lock().error = Some(error);
+    }
+
+    /// Makes a link, on the thread that has the fewest.
+    async fn attempt(self: &Arc<Self>, mesh: &Arc<Mesh>) -> Result<Up, Failure> {
+        let (outbound, of) = (self.clone(), mesh.clone());
+        let terms = mesh.terms.load_full();
+        let shard = mesh.shards.least_loaded();
+        let attempt = mesh.tasks.spawn_on(shard, "mesh_dial", async move {
+            let credentials = of.credentials.load_full();
+            let (way, hello) = dial::reach(&outbound.url, &terms, &credentials).await?;
+            outbound.begin(&of, &terms, way, hello).await
+        });
+        // It does not end by itself, unless the hub stops.
+        let ended = |_| Failure::Refused(Reason::Shutdown);
+        let up = attempt.await.map_err(ended)??;
+        let host = canonical(self.url.host()).into();
+        let entered = mesh
+            .links
+            .enter_outbound(&up.hub, &self.label, host, &up.link);
+        if let Err(conflict) = entered {
+            up.link.close(Reason::IdentityConflict);
+            return Err(conflict.into());
+        }
+        tracing::info!(
+            event = "mesh_link_up",
+            direction = "outbound",
+            peer = %self.label,
+            hub = %up.hub,
+            url = %self.url,
+            version = up.version,
+            sealed = up.sealed,
+            audit = true,
+        );
+        Ok(up)
+    }
+
+    async fn begin(
+        &self,
+        mesh: &Arc<Mesh>,
+        terms: &Terms,
+        way: Way,
+        hello: MeshHello,
+    ) -> Result<Up, Failure> {
+        if hello.hub == *terms.hub {
+            way.close(Reason::IdentityConflict).await;
+            return Err(Conflict::Own(terms.hub.clone()).into());
+        }
+        Ok(match way {
+            Way::Open(carrier) => start_link(mesh, terms, carrier, hello, false),
+            Way::Sealed(carrier) => start_link(mesh, terms, *carrier, hello, true),
+        })
+    }
+
+    /// Looks after the link until it is the current one no longer; returns how long to stay away.
+    async fn serve(
+        &self,
+        mesh: &Arc<Mesh>,
+        mut up: Up,
+        order: &mut watch::Receiver<Order>,
+    ) -> Option<Duration> {
+        self.enter(State::Established, |status| {
+            status.hub = Some(up.hub.clone());
+            status.link = Some(up.link.clone());
+            status.error = None;
+        });
+        mesh.tell(|events| events.link_up(&up.hub));
+        let end = tokio::select! {
+            biased;
+            closed = &mut up.driver => End::Lost(or_panic(closed)),
+            _ = order.wait_for(|order| *order != Order::Run) => End::Unwanted,
+            Some(reason) = up.goaways.recv() => End::Leaving(reason),
+        };
+        mesh.links.leave_outbound(&up.hub, &up.link);
+        let closed = match end {
+            End::Lost(closed) => {
+                self.log_down(&up, &closed);
+                closed
+            }
+            End::Leaving(reason) => {
+                let detail = "the peer takes no new flows on it".to_owned();
+                LinkClosed { reason, detail }
+            }
+            End::Unwanted => {
+                let reason = match *order.borrow() {
+                    Order::Leave(reason) => {
+                        up.link.go_away(reason, NO_DEADLINE);
+                        reason
+                    }
+                    Order::Close(reason) => {
+                        up.link.close(reason);
+                        reason
+                    }
+                    Order::Run => Reason::Unspecified,
+                };
+                let detail = "it is not wanted any more".to_owned();
+                LinkClosed { reason, detail }
+            }
+        };
+        self.status.lock().error = Some(format!("{}: {}", closed.reason, closed.detail));
+        mesh.tell(|events| events.link_down(&up.hub, &closed));
+        if !up.driver.is_finished() {
+            self.see_off(mesh, up);
+        }
+        rest_after(closed.reason)
+    }
+
+    /// Leaves a link to its flows, and closes it when they have ended.
+    fn see_off(&self, mesh: &Mesh, mut up: Up) {
+        let stop = mesh.tasks.token();
+        let (label, metrics) = (self.label.clone(), self.metrics.clone());
+        mesh.tasks.spawn("mesh_leaving", async move {
+            let link = up.link.clone();
+            let closed = tokio::select! {
+                biased;
+                closed = &mut up.driver => closed,
+                () = see_off(&link, &stop) => (&mut up.driver).await,
+            };
+            log_down(&label, &metrics, &up, &or_panic(closed));
+        });
+    }
+
+    fn log_down(&self, up: &Up, closed: &LinkClosed) {
+        log_down(&self.label, &self.metrics, up, closed);
+    }
+}
+
+fn log_down(label: &str, metrics: &PeerMetrics, up: &Up, closed: &LinkClosed) {
+    if !is_orderly(closed.reason) {
+        metrics.errors.inc();
+    }
+    tracing::warn!(
+        event = "mesh_link_down",
+        direction = "outbound",
+        peer = %label,
+        hub = %up.hub,
+        reason = closed.reason.name(),
+        detail = %closed.detail,
+        duration_ms = up.started.elapsed().as_millis() as u64,
+        audit = true,
+    );
+}
+
+fn or_panic(closed: Result<LinkClosed, tokio::task::JoinError>) -> LinkClosed {
+    closed.unwrap_or_else(|error| LinkClosed {
+        reason: Reason::Unspecified,
+        detail: error.to_string(),
+    })
+}
+
+fn start_link<S>(
+    mesh: &Arc<Mesh>,
+    terms: &Terms,
+    carrier: Carrier<S>,
+    hello: MeshHello,
+    sealed: bool,
+) -> Up
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, goaways) = mpsc::channel(GOAWAYS);
+    let events = Arc::new(Events {
+        mesh: Arc::downgrade(mesh),
+        goaways: sender,
+    });
+    let config = link_config(terms, &hello, Role::Opener);
+    let (link, driver) = start(carrier, &config, &mesh.engine, events);
+    Up {
+        link,
+        hub: hello.hub.into(),
+        version: hello.version,
+        sealed,
+        driver: mesh.tasks.spawn("mesh_link", driver),
+        goaways,
+        started: Instant::now(),
+    }
+}
+
+/// What the driver of a link that we dialed tells.
+struct Events {
+    mesh: Weak<Mesh>,
+    goaways: mpsc::Sender<Reason>,
+}
+
+impl LinkEvents for Events {
+    fn on_open(&self, link: &Arc<Link>, id: FlowId, _: Open) {
+        // The driver lets none through to an opener.
+        link.refuse(id, Reason::ProtocolError);
+    }
+
+    fn on_control(&self, link: &Arc<Link>, frame: Frame) {
+        let Frame::GoAway { reason, .. } = frame else {
+            self.on_protocol_error(link, "unexpected_frame");
+            return link.close(Reason::ProtocolError);
+        };
+        link.leave();
+        // Nobody reads a second one.
+        let _ = self.goaways.try_send(reason);
+    }
+
+    fn on_protocol_error(&self, link: &Arc<Link>, kind: &'static str) {
+        if let Some(mesh) = self.mesh.upgrade() {
+            mesh.count_offence(link, kind);
+        }
+    }
+}
