@@ -1,8 +1,8 @@
 //! A running hub: everything is bound before anything is served, and ended in a stated order.
 
-mod alone;
 mod background;
 mod change;
+mod crossings;
 mod identity;
 
 use std::fmt;
@@ -22,18 +22,24 @@ use tokio::time::timeout;
 
 use crate::admin::{Admin, Order, Orders, Scope, Token, TokenError};
 use crate::config::{AdminConfig, FapiMode, HubConfig, ListenerConfig, ServerTls};
+use crate::forward::Forward;
 use crate::listener::{self, BindError, Listener};
+use crate::mesh::{self, Mesh, MeshError, MeshEvents};
 use crate::metrics::Metrics;
 use crate::policy::{Door, Policy};
-use crate::registry::Registry;
-use crate::router::Router;
+use crate::registry::{Registry, StoreConfig};
+use crate::router::{self, Router};
 use crate::server::{self, Doorman, Health, Stage, Surface};
 use crate::tunnels::{Gate, Tunnels};
 
+use crossings::Crossings;
 use identity::KeyKeeper;
 
 /// How long resets may take to reach agents when the drain is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long agents may take to open a tunnel elsewhere when they are told to.
+const MOVE: Duration = Duration::from_secs(5);
+const MOVE_POLL: Duration = Duration::from_millis(50);
 /// How long tasks may take to end after they were told to.
 const WIND_DOWN: Duration = Duration::from_secs(5);
 
@@ -46,6 +52,9 @@ pub enum HubError {
     /// A certificate or key.
     #[error("TLS: {0}")]
     Tls(#[from] TlsError),
+    /// The links to other hubs.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
     /// The token of the admin API.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -82,6 +91,9 @@ pub struct Hub {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     policy: Arc<Policy>,
+    registry: Arc<Registry>,
+    mesh: Arc<Mesh>,
+    crossings: Arc<Crossings>,
     tunnels: Arc<Tunnels>,
     router: Arc<Router>,
     engine: Arc<Engine>,
@@ -164,12 +176,12 @@ impl Hub {
             .as_ref()
             .map(|tls| LiveServerConfig::load(files(tls)));
         let tls = tls.transpose()?.map(Arc::new);
+        let mesh_config = mesh::Prepared::load(&config)?;
         let token = token(&config.admin)?;
         let tasks = Tasks::new();
         let keys = KeyKeeper::new(&config.security, tasks.clone())?;
 
         let health = Arc::new(Health::new(config.ha.mode));
-        health.set_troubles(alone::troubles(&config.ha));
         let policy = Arc::new(Policy::new(&config));
         let engine = Arc::new(engine(&config, &metrics));
         let gate = Gate::new(
@@ -182,12 +194,30 @@ impl Hub {
         let tunnels = Tunnels::new(
             &config,
             gate,
-            registry,
+            registry.clone(),
             engine.clone(),
             metrics.clone(),
             tasks.clone(),
         );
-        let router = Router::new(tunnels.clone(), engine.clone());
+        let mesh = Mesh::new(
+            &mesh_config,
+            engine.clone(),
+            metrics.clone(),
+            tasks.clone(),
+            shards.clone(),
+        );
+        let parts = router::Parts {
+            tunnels: tunnels.clone(),
+            registry: registry.clone(),
+            mesh: mesh.clone(),
+            engine: engine.clone(),
+            metrics: metrics.clone(),
+        };
+        let router = Router::new(parts, config.ha.mode, tasks.clone());
+        let forward = Forward::new(&config, tunnels.clone(), policy.clone(), metrics.clone());
+        let crossings = Crossings::new(&router, forward);
+        let events: Arc<dyn MeshEvents> = crossings.clone();
+        mesh.set_events(Arc::downgrade(&events));
         let listeners = Arc::<Mutex<_>>::default();
         let scope = Scope {
             health: health.clone(),
@@ -207,6 +237,9 @@ impl Hub {
             metrics,
             health,
             policy,
+            registry,
+            mesh,
+            crossings,
             tunnels,
             router,
             engine,
@@ -217,8 +250,13 @@ impl Hub {
             tasks,
         };
         hub.show().await;
+        {
+            let config = hub.config.lock().await;
+            hub.registry.configure(StoreConfig::of(&config.ha));
+            hub.mesh.commit(mesh_config);
+        }
+        hub.report_troubles();
         hub.serve(ports);
-        alone::warn(&hub.config.lock().await.ha);
         Ok(hub)
     }
 
@@ -248,6 +286,7 @@ impl Hub {
         Arc::new(Surface {
             metrics,
             health,
+            mesh: tunnels.is_some().then(|| self.mesh.clone()),
             tunnels,
         })
     }
@@ -283,6 +322,16 @@ impl Hub {
     /// Its agents.
     pub fn tunnels(&self) -> &Arc<Tunnels> {
         &self.tunnels
+    }
+
+    /// Where the agents of all hubs are.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Its links to other hubs.
+    pub fn mesh(&self) -> &Arc<Mesh> {
+        &self.mesh
     }
 
     /// Its flows.
@@ -322,6 +371,7 @@ impl Hub {
         self.close_listeners().await;
         self.tunnels.send_away(Reason::Draining, grace);
         let finished = timeout(grace, self.router.idle()).await.is_ok();
+        let _ = timeout(MOVE.min(grace), self.agents_moved()).await;
         tracing::info!(
             event = "drain_ended",
             finished,
@@ -329,6 +379,22 @@ impl Hub {
             audit = true
         );
         self.stop().await;
+    }
+
+    /// Waits until every agent has a tunnel at another hub, if there are any: clients there must not
+    /// find it missing.
+    async fn agents_moved(&self) {
+        while self.mesh.is_up()
+            && !self.tunnels.directory().sessions().iter().all(|session| {
+                let routes = self.registry.routes();
+                !routes
+                    .of_instance(&session.agent_id, session.instance)
+                    .is_empty()
+            })
+        {
+            tokio::time::sleep(MOVE_POLL).await;
+        }
+        self.mesh.send_away(Reason::Draining, Duration::ZERO);
     }
 
     async fn close_listeners(&self) {
@@ -346,6 +412,7 @@ impl Hub {
         self.router.end(|_| Some(Reason::Shutdown));
         let _ = timeout(LAST_WORDS, self.router.idle()).await;
         self.tunnels.close(Reason::Shutdown);
+        self.mesh.close(Reason::Shutdown);
         self.tasks.shutdown(WIND_DOWN).await;
     }
 }

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod auth;
 pub mod config;
+pub mod forward;
 mod forwarded;
 pub mod hub;
 pub mod listener;

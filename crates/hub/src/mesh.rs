@@ -21,6 +21,7 @@ use arc_swap::ArcSwap;
 use http::Uri;
 use nowconnect_link::counters::Engine;
 use nowconnect_link::dial::WsUrlError;
+use nowconnect_link::meter::Bounds;
 use nowconnect_link::quiet::Quiet;
 use nowconnect_link::session::{self, Link, LinkClosed, LinkConfig, Role};
 use nowconnect_link::shards::Shards;
@@ -103,6 +104,8 @@ pub struct Peer {
     pub proven: Vec<Arc<str>>,
     /// Where it dialed from.
     pub remote: IpAddr,
+    /// What it sends of a new flow unasked, in bytes.
+    pub first_window: u32,
     /// What is measured of it.
     pub metrics: Arc<PeerMetrics>,
 }
@@ -265,6 +268,14 @@ impl Mesh {
         self.links.outbound(hub)
     }
 
+    /// Whether any hub can be reached.
+    pub fn is_up(&self) -> bool {
+        let outbound = self.outbound.lock();
+        outbound
+            .iter()
+            .any(|peer| peer.status().state == State::Established)
+    }
+
     /// What makes an active hub degraded: each peer that there is no link to.
     pub fn troubles(&self) -> Vec<String> {
         let mut troubles = Vec::new();
@@ -403,6 +414,8 @@ fn link_config(terms: &Terms, hello: &MeshHello, role: Role) -> LinkConfig {
         },
         ping_interval: terms.ping_interval,
         ping_timeout: terms.ping_timeout,
+        bounds: Bounds::NONE,
+        meter: None,
     }
 }
 

@@ -108,6 +108,11 @@ impl Policy {
         within(&self.rules.load().allow, client) && within(&door.config().allow_cidrs, client)
     }
 
+    /// Whether a client of this address may hold a connection at all, by the networks of the whole hub.
+    pub fn allows_anywhere(&self, client: IpAddr) -> bool {
+        within(&self.rules.load().allow, client.to_canonical())
+    }
+
     /// Judges a connection that `peer` opened at `door`.
     ///
     /// # Errors

@@ -1,30 +1,56 @@
 //! From an admitted client to an agent that serves its connector.
 
 mod client_flow;
+mod orphans;
+mod paths;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nowconnect_link::counters::Engine;
 use nowconnect_link::endpoint::SocketFlow;
+use nowconnect_link::tasks::Tasks;
 use nowconnect_proto::{Cid, Reason};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::metrics::ListenerError;
+use crate::config::HaMode;
+use crate::mesh::Mesh;
+use crate::metrics::{ListenerError, Metrics};
 use crate::policy::{Door, Permit, Policy};
-use crate::tunnels::Tunnels;
+use crate::registry::Registry;
+use crate::tunnels::{Session, Tunnels};
 
 pub use client_flow::ClientFlow;
+pub use orphans::{Holder, Orphans};
+
+use paths::Paths;
 
 /// Opens flows and keeps them until they end.
 pub struct Router {
-    tunnels: Arc<Tunnels>,
+    paths: Paths,
+    orphans: Orphans,
     engine: Arc<Engine>,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
     flows: Mutex<HashMap<Cid, Entry>>,
     count: watch::Sender<usize>,
+}
+
+/// What a router brings together.
+pub struct Parts {
+    /// The agents of this hub.
+    pub tunnels: Arc<Tunnels>,
+    /// Where the agents of others are.
+    pub registry: Arc<Registry>,
+    /// The links to other hubs.
+    pub mesh: Arc<Mesh>,
+    /// What all flows share.
+    pub engine: Arc<Engine>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// A flow and what the hub knows about it.
@@ -38,19 +64,63 @@ pub struct Entry {
 
 impl Router {
     /// A router without flows.
-    pub fn new(tunnels: Arc<Tunnels>, engine: Arc<Engine>) -> Arc<Self> {
-        Arc::new(Self {
+    pub fn new(parts: Parts, mode: HaMode, tasks: Tasks) -> Arc<Self> {
+        let Parts {
             tunnels,
+            registry,
+            mesh,
             engine,
+            metrics,
+        } = parts;
+        let router = Arc::new(Self {
+            paths: Paths::new(tunnels.clone(), registry, mesh, mode),
+            orphans: Orphans::default(),
+            engine,
+            metrics,
+            tasks,
             flows: Mutex::default(),
             count: watch::Sender::new(0),
-        })
+        });
+        let weak = Arc::downgrade(&router);
+        tunnels.on_arrival(move |session| {
+            if let Some(router) = Weak::upgrade(&weak) {
+                router.agent_arrived(session);
+            }
+        });
+        router.watch_routes();
+        router
+    }
+
+    /// Flows that wait for a hub to tell of their agent go on as soon as one does.
+    fn watch_routes(self: &Arc<Self>) {
+        let mut changes = self.paths.registry.routes().changed();
+        let router = Arc::downgrade(self);
+        let watch = async move {
+            while changes.changed().await.is_ok() {
+                let Some(router) = router.upgrade() else {
+                    return;
+                };
+                router.resume();
+            }
+        };
+        let stop = self.tasks.token();
+        self.tasks
+            .spawn("routes", stop.run_until_cancelled_owned(watch));
+    }
+
+    /// Puts another mode in force. Flows that cross the mesh go on.
+    pub fn set_mode(&self, mode: HaMode) {
+        self.paths.set_mode(mode);
     }
 
     /// Sends an admitted client on its way, or away when no agent exports its connector.
     pub fn open(self: &Arc<Self>, permit: Permit, stream: TcpStream) {
         let door = permit.door().clone();
-        let Some(session) = self.tunnels.directory().choose(&door.connector, &[]) else {
+        if self.paths.is_mode(HaMode::Shadow) {
+            let decision = self.paths.decide(&door.connector).label();
+            self.metrics.mesh.shadow_decisions.with([decision]).inc();
+        }
+        let Some(path) = self.paths.choose(&door.connector, &[]) else {
             door.turn_away(permit.client(), ListenerError::NoAgent);
             return reset(stream);
         };
@@ -68,7 +138,7 @@ impl Router {
             flows.len()
         };
         self.count.send_replace(count);
-        client.offer(&flow, session);
+        client.offer(&flow, path);
     }
 
     /// Every flow, for status and for what goes over all of them.
@@ -126,11 +196,79 @@ impl Router {
         for Entry { flow, client } in self.flows().into_iter().filter(waiting) {
             client.reconsider(&flow);
         }
+        self.resume();
         self.end(|Entry { flow, client }| flow.overdue(grace, client.idle_limit()));
     }
 
-    pub(crate) fn tunnels(&self) -> &Tunnels {
-        &self.tunnels
+    /// Flows that wait for their agent.
+    pub fn orphans(&self) -> &Orphans {
+        &self.orphans
+    }
+
+    /// A flow lost its path: it goes on at once over another one to the same agent process, or
+    /// waits for one, or ends when that process is gone for good.
+    fn adopt(&self, holder: &Holder, entry: Entry, shunned: Option<&str>) {
+        if self.paths.is_replaced(holder) {
+            return entry.flow.expire(Reason::AgentRestarted);
+        }
+        let cid = entry.flow.cid();
+        self.orphans.add(holder, entry.clone());
+        // Looked up only now: a path that comes later finds the flow waiting.
+        if let Some(path) = self.paths.towards(holder, shunned)
+            && self.orphans.take(holder, cid)
+        {
+            entry.client.go_on(&entry.flow, &path);
+        }
+    }
+
+    /// A tunnel is open: what waited for it goes on, and what waited for an earlier process of the
+    /// same agent ends.
+    fn agent_arrived(&self, session: &Arc<Session>) {
+        let holder = Holder::of(session);
+        let outlived =
+            self.orphans.holders().into_iter().filter(|other| {
+                other.agent_id == holder.agent_id && other.instance != holder.instance
+            });
+        for holder in outlived {
+            self.resume_for(&holder);
+        }
+        self.resume_for(&holder);
+    }
+
+    /// Looks for paths for all flows that wait for one: agents, routes or links have changed.
+    pub fn resume(&self) {
+        for holder in self.orphans.holders() {
+            self.resume_for(&holder);
+        }
+    }
+
+    fn resume_for(&self, holder: &Holder) {
+        if let Some(path) = self.paths.towards(holder, None) {
+            for Entry { flow, client } in self.orphans.take_all(holder) {
+                client.go_on(&flow, &path);
+            }
+            return;
+        }
+        // Who waits for a process that another has replaced goes to that one, if it may, or ends.
+        if self.paths.is_replaced(holder) {
+            for entry in self.orphans.take_all(holder) {
+                entry.flow.reconsider();
+            }
+        }
+    }
+
+    fn entry(&self, cid: Cid) -> Option<Entry> {
+        self.flows.lock().get(&cid).cloned()
+    }
+
+    /// Counts a flow that ended because its path was lost.
+    fn count_lost(&self, reason: Reason) {
+        let result = match reason {
+            Reason::ResumeExpired => "expired",
+            Reason::UnknownFlow | Reason::AgentRestarted => "refused",
+            _ => return,
+        };
+        self.metrics.flows.resumes.with([result]).inc();
     }
 
     fn forget(&self, cid: Cid) {

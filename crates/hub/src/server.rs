@@ -16,6 +16,7 @@ use nowconnect_link::upgrade::Refusal;
 use tokio::net::TcpListener;
 
 use crate::listener::{BindError, listen};
+use crate::mesh::Mesh;
 use crate::metrics::{Format, Metrics};
 use crate::tunnels::Tunnels;
 
@@ -32,6 +33,8 @@ pub struct Surface {
     pub health: Arc<Health>,
     /// Takes agents in; `None` on a port that serves only metrics and health.
     pub tunnels: Option<Arc<Tunnels>>,
+    /// Takes other hubs in; `None` on a port that is not for them.
+    pub mesh: Option<Arc<Mesh>>,
 }
 
 /// A request with what is known about its connection.
@@ -56,6 +59,10 @@ pub(crate) trait Respond: Send + Sync + 'static {
 impl Respond for Surface {
     async fn answer(&self, mut call: Call) -> Answer {
         let path = call.request.uri().path();
+        if let ("/mesh", Some(mesh)) = (path, &self.mesh) {
+            let taken = mesh.receive(&mut call.request, call.peer, None).await;
+            return taken.unwrap_or_else(Refusal::into_response);
+        }
         match (path, &self.tunnels) {
             ("/tunnel", Some(_)) if call.busy => answer::unavailable("busy", 5),
             ("/tunnel", Some(tunnels)) => tunnels

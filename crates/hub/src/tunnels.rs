@@ -3,14 +3,13 @@
 mod directory;
 mod gate;
 mod newcomer;
-mod orphans;
 mod session;
 mod terms;
 mod uptime;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -19,11 +18,10 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use nowconnect_link::counters::Engine;
-use nowconnect_link::endpoint::SocketFlow;
 use nowconnect_link::quiet::Quiet;
 use nowconnect_link::tasks::Tasks;
 use nowconnect_link::upgrade::{Offer, Refusal};
-use nowconnect_proto::{Cid, Reason};
+use nowconnect_proto::Reason;
 use parking_lot::Mutex;
 
 use crate::auth::{Rejection, Verifier};
@@ -35,7 +33,6 @@ use crate::registry::{Owner, Registry};
 
 pub use directory::Directory;
 pub use gate::Gate;
-pub use orphans::{Holder, Orphans};
 pub use session::Session;
 
 use newcomer::Newcomer;
@@ -47,6 +44,8 @@ const SUBPROTOCOL: &str = "nowconnect.v2";
 /// Tunnels that one agent may have here at a time, those in their handshake included.
 const TUNNELS_PER_AGENT: usize = 16;
 
+type Arrival = Box<dyn Fn(&Arc<Session>) + Send + Sync>;
+
 /// Every tunnel of this hub.
 pub struct Tunnels {
     terms: ArcSwap<Terms>,
@@ -54,10 +53,10 @@ pub struct Tunnels {
     places: KeyedGate<Arc<str>>,
     registry: Arc<Registry>,
     directory: Directory,
-    orphans: Orphans,
     engine: Arc<Engine>,
     metrics: Arc<Metrics>,
     tasks: Tasks,
+    arrival: OnceLock<Arrival>,
     /// Set once: tunnels that come from then on are told to go elsewhere.
     leaving: Mutex<Option<Reason>>,
     /// Why an agent's last tunnel ended, by its metric label, which bounds it.
@@ -81,7 +80,7 @@ impl Tunnels {
             places: KeyedGate::default(),
             registry,
             directory: Directory::default(),
-            orphans: Orphans::default(),
+            arrival: OnceLock::new(),
             engine,
             metrics,
             tasks,
@@ -109,9 +108,9 @@ impl Tunnels {
         &self.directory
     }
 
-    /// Flows that wait for their agent.
-    pub fn orphans(&self) -> &Orphans {
-        &self.orphans
+    /// Calls `tell` with every tunnel that is open from now on, once it can be found. For one caller.
+    pub fn on_arrival(&self, tell: impl Fn(&Arc<Session>) + Send + Sync + 'static) {
+        let _ = self.arrival.set(Box::new(tell));
     }
 
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
@@ -223,39 +222,6 @@ impl Tunnels {
         Refusal::new(StatusCode::UNAUTHORIZED, code, rejection.reason.hint())
     }
 
-    /// A flow lost its path: it goes on at once over another tunnel of the same agent process, or
-    /// waits for one, or ends when that process is gone for good.
-    pub(crate) fn adopt(&self, holder: &Holder, flow: &Arc<SocketFlow>) {
-        let Holder { agent_id, instance } = holder;
-        if self.registry.routes().is_superseded(agent_id, *instance) {
-            return flow.expire(Reason::AgentRestarted);
-        }
-        self.orphans.add(holder, flow);
-        // Looked up only now: a tunnel that comes later finds the flow waiting.
-        if let Some(session) = self
-            .directory
-            .of_instance(&holder.agent_id, holder.instance)
-            && self.orphans.take(holder, flow.cid())
-        {
-            session.carry(flow);
-        }
-    }
-
-    /// A flow waits no longer; false when it did not.
-    pub(crate) fn release(&self, holder: &Holder, cid: Cid) -> bool {
-        self.orphans.take(holder, cid)
-    }
-
-    /// Counts a flow that ended because its path was lost.
-    pub(crate) fn count_lost(&self, reason: Reason) {
-        let result = match reason {
-            Reason::ResumeExpired => "expired",
-            Reason::UnknownFlow | Reason::AgentRestarted => "refused",
-            _ => return,
-        };
-        self.metrics.flows.resumes.with([result]).inc();
-    }
-
     /// Tells every agent, and those who come from now on, to go elsewhere within `deadline`.
     pub fn send_away(&self, reason: Reason, deadline: Duration) {
         *self.leaving.lock() = Some(reason);
@@ -279,12 +245,8 @@ impl Tunnels {
         if displaced.iter().any(|other| Arc::ptr_eq(other, session)) {
             return;
         }
-        let holder = session.holder();
-        for flow in self.orphans.take_outlived(&holder) {
-            flow.reconsider();
-        }
-        for flow in self.orphans.take_all(&holder) {
-            session.carry(&flow);
+        if let Some(tell) = self.arrival.get() {
+            tell(session);
         }
         let label = self.metrics.agent_label(&session.agent_id);
         if let Some(reason) = self.endings.lock().remove(label) {
@@ -307,13 +269,6 @@ impl Tunnels {
                 audit = true,
             );
             session.supersede();
-        }
-        let holder = Holder {
-            agent_id: agent_id.clone(),
-            instance: by.instance,
-        };
-        for flow in self.orphans.take_outlived(&holder) {
-            flow.reconsider();
         }
     }
 

@@ -178,6 +178,13 @@ impl SocketFlow {
         self.since
     }
 
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let state = self.state.lock();
+        state.closed || state.flow.ending().is_some()
+    }
+
     /// Whether the other end has accepted it (origin), or its socket is connected (target).
     #[must_use]
     pub fn is_opened(&self) -> bool {

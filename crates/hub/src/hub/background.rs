@@ -8,6 +8,7 @@ use nowconnect_link::tls::LiveServerConfig;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Hub;
+use crate::registry::RegistryHealth;
 
 /// Between looks at idle and orphaned flows.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -18,12 +19,14 @@ const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
 impl Hub {
     pub(super) fn tend(&self) {
         let (router, tunnels) = (self.router.clone(), self.tunnels.clone());
+        let troubles = self.troubles();
         let sweep = async move {
             let mut ticks = interval(SWEEP);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
                 router.sweep(tunnels.resume_grace());
+                troubles();
             }
         };
         self.tasks
@@ -34,6 +37,23 @@ impl Hub {
                 .token()
                 .run_until_cancelled_owned(watch_certificate(tls));
             self.tasks.spawn("certificates", watch);
+        }
+    }
+
+    /// Shows at once what makes an active hub degraded.
+    pub(super) fn report_troubles(&self) {
+        self.troubles()();
+    }
+
+    fn troubles(&self) -> impl Fn() + Send + Sync + 'static {
+        let (registry, mesh) = (self.registry.clone(), self.mesh.clone());
+        let health = self.health.clone();
+        move || {
+            let mut troubles = mesh.troubles();
+            if let Some(RegistryHealth::Down(why)) = registry.health() {
+                troubles.push(format!("registry: {why}"));
+            }
+            health.set_troubles(troubles);
         }
     }
 

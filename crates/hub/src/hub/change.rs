@@ -2,9 +2,11 @@
 
 use std::fmt;
 
-use super::{Hub, HubError, alone, bind_all, files, refuse_unavailable, token};
+use super::{Hub, HubError, bind_all, files, refuse_unavailable, token};
 use crate::config::{Change, HaConfig, HubConfig};
 use crate::listener::{self, Listener};
+use crate::mesh;
+use crate::registry::StoreConfig;
 
 impl Hub {
     /// Puts a new configuration in force, as a whole or not at all. Returns the keys whose new
@@ -48,6 +50,7 @@ impl Hub {
         let bound = bind_all(&change.listeners_added, &self.metrics)?;
         let token = token(&new.admin)?;
         let keys = self.keys.prepare(&new.security)?;
+        let mesh = mesh::Prepared::load(new)?;
         let flows = new.limits.max_conn_total;
         let reserved = self.engine.budget.reserve(flows);
         reserved.map_err(|most| HubError::Memory(most, flows))?;
@@ -60,8 +63,12 @@ impl Hub {
         self.tunnels
             .set_rules(new, self.keys.verifier(&new.security));
         self.admin.set_rules(new, token);
+        self.router.set_mode(new.ha.mode);
+        self.crossings.forward().set_rules(new);
+        self.registry.configure(StoreConfig::of(&new.ha));
+        self.mesh.commit(mesh);
         self.health.set_mode(new.ha.mode);
-        self.health.set_troubles(alone::troubles(&new.ha));
+        self.report_troubles();
         self.metrics.mesh.set_mode(new.ha.mode.as_str());
         (self.set_log_level)(new.observability.log_level);
         self.change_listeners(change, bound).await;
@@ -98,6 +105,5 @@ fn report_mode(before: &HaConfig, now: &HaConfig) {
             to = now.mode.as_str(),
             audit = true,
         );
-        alone::warn(now);
     }
 }

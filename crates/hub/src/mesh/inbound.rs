@@ -371,6 +371,7 @@ impl Guest {
         let peer = Peer {
             metrics: self.mesh.peer_metrics(&label),
             remote: self.remote,
+            first_window: self.terms.first_window,
             hub,
             label,
             proven,

@@ -10,10 +10,11 @@ use nowconnect_proto::{Cid, Reason};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
+use super::orphans::Holder;
+use super::paths::{Load, Path, Place, Tried};
 use super::{Router, end_flow};
 use crate::metrics::ListenerError;
 use crate::policy::Permit;
-use crate::tunnels::{Holder, Session};
 
 /// What the hub knows about a flow. It holds the client's place in the limits until the flow ends.
 pub struct ClientFlow {
@@ -29,8 +30,16 @@ pub struct ClientFlow {
 struct Route {
     /// The process that holds, or is asked to hold, the other end.
     holder: Option<Holder>,
-    /// Agents that it was offered to.
-    tried: Vec<Arc<str>>,
+    /// The epoch under which it was last offered there.
+    epoch: u64,
+    /// The hub that the flow goes over; `None` = this one.
+    place: Place,
+    _load: Option<Load>,
+    /// Paths that did not work.
+    tried: Vec<Tried>,
+    /// The list of a hub was read anew because of this flow.
+    sought: bool,
+    crossed: bool,
 }
 
 impl ClientFlow {
@@ -83,59 +92,93 @@ impl ClientFlow {
         self.permit.door().config().idle_timeout
     }
 
-    /// Offers the flow to `session`, or to others when that one has just ended.
-    pub(super) fn offer(&self, flow: &Arc<SocketFlow>, session: Arc<Session>) -> bool {
-        let mut next = Some(session);
-        while let Some(session) = next {
-            {
-                let mut route = self.route.lock();
-                route.holder = Some(session.holder());
-                route.tried.push(session.agent_id.clone());
-            }
-            match session.link().attach(flow, session.epoch()) {
+    /// The epoch under which the flow was last offered.
+    pub(super) fn epoch(&self) -> u64 {
+        self.route.lock().epoch
+    }
+
+    /// The hub that the flow goes over; `None` = this one.
+    pub fn place(&self) -> Option<Arc<str>> {
+        self.route.lock().place.clone()
+    }
+
+    /// Offers the flow over `path`, or over others when that one has just ended.
+    pub(super) fn offer(&self, flow: &Arc<SocketFlow>, path: Path) -> bool {
+        let mut next = Some(path);
+        while let Some(path) = next {
+            self.take(&path);
+            match path.attach(flow) {
                 Ok(()) => return true,
                 Err(Reason::FlowIdsExhausted) => {}
                 // The link has just ended, so the flow waits like one that lost its path, unless
                 // somebody has taken care of it since.
-                Err(_) if !self.router.tunnels().release(&session.holder(), self.cid) => {
-                    return true;
-                }
+                Err(_) if !self.router.orphans.take(&path.holder(), self.cid) => return true,
                 Err(_) => {}
             }
-            next = self.next_session();
+            self.note_failed(Some((path.place(), path.epoch())));
+            next = self.choose();
         }
         self.turn_away(flow, ListenerError::NoAgent, Reason::NoAgent);
         false
     }
 
-    fn next_session(&self) -> Option<Arc<Session>> {
-        let tried = self.route.lock().tried.clone();
-        self.choose(&tried)
-    }
-
-    fn choose(&self, tried: &[Arc<str>]) -> Option<Arc<Session>> {
-        let directory = self.router.tunnels().directory();
-        directory.choose(&self.permit.door().connector, tried)
-    }
-
-    /// Offers the flow, which has no path, to another than `holder` if that process is not here,
-    /// has not answered, and cannot have had a byte of the client's.
-    fn offer_elsewhere(&self, flow: &Arc<SocketFlow>, holder: &Holder) -> bool {
-        let directory = self.router.tunnels().directory();
-        if directory
-            .of_instance(&holder.agent_id, holder.instance)
-            .is_some()
+    /// Carries on over `path` a flow that lost its own.
+    pub(super) fn go_on(&self, flow: &Arc<SocketFlow>, path: &Path) {
+        self.take(path);
+        if path.attach(flow) == Err(Reason::FlowIdsExhausted)
+            && let Some(entry) = self.router.entry(self.cid)
         {
+            self.router.orphans.add(&path.holder(), entry);
+        }
+        // When the link ends at this moment, the flow is told that its path is lost, once more.
+    }
+
+    fn take(&self, path: &Path) {
+        let mut route = self.route.lock();
+        route.holder = Some(path.holder());
+        route.epoch = path.epoch();
+        route.place = path.place();
+        route._load = path.load();
+        if route.place.is_some() && !std::mem::replace(&mut route.crossed, true) {
+            self.router.metrics.mesh.cross_hub_flows.inc();
+        }
+    }
+
+    /// What the flow was offered to last is not to be tried again: in that place, or at all.
+    fn note_failed(&self, at: Option<(Place, u64)>) {
+        let mut route = self.route.lock();
+        if let Some(holder) = &route.holder {
+            let agent_id = holder.agent_id.clone();
+            route.tried.push(Tried { agent_id, at });
+        }
+    }
+
+    fn choose(&self) -> Option<Path> {
+        let tried = self.route.lock().tried.clone();
+        self.router
+            .paths
+            .choose(&self.permit.door().connector, &tried)
+    }
+
+    /// Offers the flow, which has no path, to another than `holder` if that process cannot be
+    /// reached, has not answered, and cannot have had a byte of the client's.
+    fn offer_elsewhere(
+        &self,
+        flow: &Arc<SocketFlow>,
+        holder: &Holder,
+        shunned: Option<&str>,
+    ) -> bool {
+        if self.router.paths.towards(holder, shunned).is_some() {
             return false;
         }
-        let mut refused = self.route.lock().tried.clone();
-        // It was lost, it has not refused: its next start may be asked.
-        refused.retain(|agent| *agent != holder.agent_id);
-        let Some(session) = self.choose(&refused).filter(|_| flow.withdraw()) else {
+        if let Some(hub) = shunned {
+            self.note_failed(Some((Some(hub.into()), self.epoch())));
+        }
+        let Some(path) = self.choose().filter(|_| flow.withdraw()) else {
             return false;
         };
         tracing::debug!(event = "flow_offered_again", cid = %self.cid, lost = %holder.agent_id);
-        self.offer(flow, session);
+        self.offer(flow, path);
         true
     }
 
@@ -146,9 +189,45 @@ impl ClientFlow {
         }
         let Some(holder) = self.holder() else { return };
         // Whoever takes it out decides about it.
-        if self.router.tunnels().release(&holder, self.cid) {
+        if self.router.orphans.take(&holder, self.cid) {
+            self.route.lock().place = None;
             flow.reconsider();
         }
+    }
+
+    /// A hub does not hold the agent as this one believed: reads its list anew, once, and goes by
+    /// that.
+    fn seek(&self, flow: &Arc<SocketFlow>) -> bool {
+        let (hub, Some(entry)) = (
+            {
+                let mut route = self.route.lock();
+                let Some(hub) = route.place.clone() else {
+                    return false;
+                };
+                if std::mem::replace(&mut route.sought, true) {
+                    return false;
+                }
+                hub
+            },
+            self.router.entry(self.cid),
+        ) else {
+            return false;
+        };
+        let (flow, router) = (flow.clone(), self.router.clone());
+        self.router.tasks.spawn("seek", async move {
+            router.paths.registry.routes().refresh(&hub).await;
+            match entry.client.choose() {
+                _ if flow.has_ended() => {}
+                Some(path) => {
+                    entry.client.offer(&flow, path);
+                }
+                None => {
+                    let why = ListenerError::NoAgent;
+                    entry.client.turn_away(&flow, why, Reason::NoAgent);
+                }
+            }
+        });
+        true
     }
 
     fn turn_away(&self, flow: &Arc<SocketFlow>, why: ListenerError, reason: Reason) {
@@ -173,15 +252,31 @@ impl FlowEvents for ClientFlow {
             listener = %door.name,
             client = %self.permit.client(),
             agent_id = holder.as_ref().map(|holder| &*holder.agent_id),
+            hub = self.place().as_deref(),
             open_ms = waited.as_millis() as u64,
         );
     }
 
     fn refused(&self, flow: &Arc<SocketFlow>, reason: Reason) -> bool {
         let refuser = self.holder().map(|holder| holder.agent_id);
-        tracing::debug!(event = "flow_refused", cid = %self.cid, agent_id = refuser.as_deref(), %reason);
-        match self.next_session() {
-            Some(session) => self.offer(flow, session),
+        let place = self.place();
+        tracing::debug!(
+            event = "flow_refused", cid = %self.cid, agent_id = refuser.as_deref(),
+            hub = place.as_deref(), %reason
+        );
+        // Some reasons are those of the hub in between, or of this tunnel, not of the agent.
+        let of_path = matches!(
+            reason,
+            Reason::StaleEpoch
+                | Reason::NoAgent
+                | Reason::NotActive
+                | Reason::Backpressure
+                | Reason::Draining
+        );
+        self.note_failed(of_path.then(|| (place, self.epoch())));
+        match self.choose() {
+            Some(path) => self.offer(flow, path),
+            None if reason == Reason::StaleEpoch && self.seek(flow) => true,
             None => {
                 self.permit
                     .door()
@@ -192,11 +287,14 @@ impl FlowEvents for ClientFlow {
     }
 
     fn path_lost(&self, flow: &Arc<SocketFlow>) {
-        let Some(holder) = self.holder() else {
+        let (Some(holder), Some(entry)) = (self.holder(), self.router.entry(self.cid)) else {
             return end_flow(flow, Reason::ConnectionLost);
         };
-        if !self.offer_elsewhere(flow, &holder) {
-            self.router.tunnels().adopt(&holder, flow);
+        // A hub whose link is up has said that it has no path; it is asked again in a moment.
+        let shunned = self.place().filter(|hub| self.router.paths.reaches(hub));
+        let shunned = shunned.as_deref();
+        if !self.offer_elsewhere(flow, &holder, shunned) {
+            self.router.adopt(&holder, entry, shunned);
         }
     }
 
@@ -209,9 +307,9 @@ impl FlowEvents for ClientFlow {
             .observe(summary.duration_ms as f64 / 1e3);
         let holder = self.holder();
         if let Some(holder) = &holder {
-            self.router.tunnels().release(holder, self.cid);
+            self.router.orphans.take(holder, self.cid);
         }
-        self.router.tunnels().count_lost(summary.reason());
+        self.router.count_lost(summary.reason());
         tracing::info!(
             event = "flow_closed",
             cid = %self.cid,
@@ -219,6 +317,7 @@ impl FlowEvents for ClientFlow {
             listener = %door.name,
             client = %self.permit.client(),
             agent_id = holder.as_ref().map(|holder| &*holder.agent_id),
+            hub = self.place().as_deref(),
             bytes_c2a = summary.bytes_c2a,
             bytes_a2c = summary.bytes_a2c,
             duration_ms = summary.duration_ms,

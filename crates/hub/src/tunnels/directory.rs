@@ -96,15 +96,25 @@ impl Directory {
             .cloned()
     }
 
-    /// The session for a new flow of `connector`: the least loaded one that takes flows and of which
-    /// `tried` does not hold the agent. Equals take turns.
-    pub fn choose(&self, connector: &str, tried: &[Arc<str>]) -> Option<Arc<Session>> {
+    /// Every session of the agent.
+    pub fn of_agent(&self, agent_id: &str) -> Vec<Arc<Session>> {
+        let table = self.table.read();
+        table.agents.get(agent_id).cloned().unwrap_or_default()
+    }
+
+    /// The session for a new flow of `connector`: the least loaded one that takes flows and that is
+    /// `wanted`. Equals take turns.
+    pub fn choose(
+        &self,
+        connector: &str,
+        wanted: impl Fn(&Session) -> bool,
+    ) -> Option<Arc<Session>> {
         let table = self.table.read();
         let exporters = table.exports.get(connector)?;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let chosen = least_loaded(exporters.len(), turn, |index| {
             let session = &exporters[index];
-            let fits = session.link().takes_flows() && !tried.contains(&session.agent_id);
+            let fits = session.link().takes_flows() && wanted(session);
             fits.then(|| session.link().active_flows())
         });
         chosen.map(|index| exporters[index].clone())

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use nowconnect_link::endpoint::SocketFlow;
 use nowconnect_link::quiet::Quiet;
 use nowconnect_link::session::{Link, LinkEvents};
 use nowconnect_proto::frame::{Frame, Open};
@@ -17,7 +16,6 @@ use tokio::sync::{Notify, mpsc};
 
 use super::Tunnels;
 use super::gate::Gate;
-use super::orphans::Holder;
 use crate::auth::Identity;
 use crate::metrics::Metrics;
 use crate::registry::{Lease, Owner};
@@ -112,20 +110,6 @@ impl Session {
     /// When its token ends.
     pub fn token_expires(&self) -> SystemTime {
         self.identity.lock().expires_at
-    }
-
-    /// The process at the other end.
-    pub fn holder(&self) -> Holder {
-        Holder {
-            agent_id: self.agent_id.clone(),
-            instance: self.instance,
-        }
-    }
-
-    /// Carries a flow that lost its path.
-    pub(super) fn carry(&self, flow: &Arc<SocketFlow>) {
-        // When this link ends at this moment, the flow is told that its path is lost, once more.
-        let _ = self.link.attach(flow, self.epoch());
     }
 
     pub(super) fn set_exports(&self, exports: Vec<String>) {

@@ -127,7 +127,7 @@ async fn a_flow_goes_on_when_its_agent_comes_back() {
         .write_all(&Pattern(1).bytes(1000, 1000))
         .await
         .unwrap();
-    assert_eq!(rig.hub.tunnels().orphans().count(), 1);
+    assert_eq!(rig.hub.router().orphans().count(), 1);
     let agent = rig.tunnel(&process).await;
     let mut back = vec![0; 1000];
     client.read_exact(&mut back).await.unwrap();
@@ -174,7 +174,7 @@ async fn an_unanswered_flow_of_a_lost_agent_goes_to_another_at_once() {
         .await
         .unwrap();
     assert_eq!(other.asked(), 1);
-    assert_eq!(rig.hub.tunnels().orphans().count(), 0);
+    assert_eq!(rig.hub.router().orphans().count(), 0);
 }
 
 #[tokio::test]
@@ -257,7 +257,7 @@ async fn a_flow_without_a_path_ends_with_the_grace() {
         End::Reset
     );
     rig.wait_flows(0).await;
-    assert_eq!(rig.hub.tunnels().orphans().count(), 0);
+    assert_eq!(rig.hub.router().orphans().count(), 0);
     rig.wait_metric(
         "nowconnect_flow_resumes_total",
         &[("result", "expired")],

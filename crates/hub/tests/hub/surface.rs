@@ -65,7 +65,6 @@ async fn only_exact_paths_and_methods_exist() {
         "/tunnel/",
         "//tunnel",
         "/%74unnel",
-        "/mesh",
         "/Healthz",
         "/metrics/x",
     ] {

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use link::endpoint::SocketFlow;
-use nowconnect_link as link;
 use nowconnect_proto::Cid;
 use nowconnect_proto::hello::Instance;
 use parking_lot::Mutex;
+
+use super::Entry;
+use crate::tunnels::Session;
 
 /// The agent process that holds the other end of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -18,23 +19,31 @@ pub struct Holder {
     pub instance: Instance,
 }
 
+impl Holder {
+    /// The process at the other end of a tunnel.
+    pub fn of(session: &Session) -> Self {
+        Self {
+            agent_id: session.agent_id.clone(),
+            instance: session.instance,
+        }
+    }
+}
+
 /// Waiting flows by the process that could continue them. Whoever takes a flow out decides about
 /// it; nobody else does.
-#[derive(Debug, Default)]
-pub struct Orphans(Mutex<HashMap<Holder, HashMap<Cid, Arc<SocketFlow>>>>);
+#[derive(Default)]
+pub struct Orphans(Mutex<HashMap<Holder, HashMap<Cid, Entry>>>);
 
 impl Orphans {
-    /// Lets `flow` wait for `holder`.
-    pub fn add(&self, holder: &Holder, flow: &Arc<SocketFlow>) {
-        self.0
-            .lock()
-            .entry(holder.clone())
-            .or_default()
-            .insert(flow.cid(), flow.clone());
+    /// Lets the flow wait for `holder`.
+    pub(super) fn add(&self, holder: &Holder, entry: Entry) {
+        let mut waiting = self.0.lock();
+        let flows = waiting.entry(holder.clone()).or_default();
+        flows.insert(entry.flow.cid(), entry);
     }
 
     /// Takes one flow out; false when somebody else did before.
-    pub fn take(&self, holder: &Holder, cid: Cid) -> bool {
+    pub(super) fn take(&self, holder: &Holder, cid: Cid) -> bool {
         let mut waiting = self.0.lock();
         let Some(flows) = waiting.get_mut(holder) else {
             return false;
@@ -47,22 +56,16 @@ impl Orphans {
     }
 
     /// Takes out all that wait for `holder`.
-    pub fn take_all(&self, holder: &Holder) -> Vec<Arc<SocketFlow>> {
+    pub(super) fn take_all(&self, holder: &Holder) -> Vec<Entry> {
         let flows = self.0.lock().remove(holder);
         flows
             .map(|flows| flows.into_values().collect())
             .unwrap_or_default()
     }
 
-    /// Takes out all that wait for other processes of the same agent, which will not come back.
-    pub fn take_outlived(&self, by: &Holder) -> Vec<Arc<SocketFlow>> {
-        let mut waiting = self.0.lock();
-        let gone =
-            |holder: &Holder| holder.agent_id == by.agent_id && holder.instance != by.instance;
-        let outlived = waiting.extract_if(|holder, _| gone(holder));
-        outlived
-            .flat_map(|(_, flows)| flows.into_values())
-            .collect()
+    /// Whom flows wait for.
+    pub(super) fn holders(&self) -> Vec<Holder> {
+        self.0.lock().keys().cloned().collect()
     }
 
     /// How many wait.
