@@ -79,9 +79,10 @@ impl HubService {
             .await
             .map_err(|error| match error {
                 HubError::Bind(_) | HubError::Memory(..) => Failure::from(error),
-                HubError::Tls(_) | HubError::Token(_) | HubError::Unavailable(_) => {
-                    Failure::usage(error)
-                }
+                HubError::Tls(_)
+                | HubError::Mesh(_)
+                | HubError::Token(_)
+                | HubError::Unavailable(_) => Failure::usage(error),
             })?;
         hub.show_config(loaded.effective, Vec::new());
         Ok(Self { source, hub })

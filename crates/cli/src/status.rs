@@ -110,6 +110,7 @@ fn tables(report: &Value, screen: &Screen) -> String {
         connectors(status),
         listeners(status),
         links(report),
+        routes(report),
     ] {
         if !table.is_empty() {
             text.push('\n');
@@ -177,9 +178,41 @@ fn listeners(status: &Value) -> Table {
 }
 
 fn links(report: &Value) -> Table {
-    let mut table = Table::new(&["PEER", "STATE"]);
+    let columns = [
+        "PEER",
+        "HUB",
+        "DIRECTION",
+        "STATE",
+        "SINCE",
+        "RTT MS",
+        "FLOWS",
+    ];
+    let mut table = Table::new(&columns);
     for link in list(&report["mesh"]["links"]) {
-        table.row(vec![word(&link["peer"]), word(&link["state"])]);
+        let mut row: Vec<_> = ["peer", "hub", "direction", "state"]
+            .iter()
+            .map(|key| word(&link[*key]))
+            .collect();
+        row.extend([
+            age(&link["since_sec"]),
+            word(&link["rtt_ms"]),
+            word(&link["flows"]),
+        ]);
+        table.row(row);
+    }
+    table
+}
+
+fn routes(report: &Value) -> Table {
+    let mut table = Table::new(&["AGENT ELSEWHERE", "HUB", "EPOCH", "CONNECTORS", "FLOWS"]);
+    for route in list(&report["mesh"]["routes"]) {
+        table.row(vec![
+            word(&route["agent_id"]),
+            word(&route["hub"]),
+            word(&route["epoch"]),
+            words(&route["connectors"]),
+            word(&route["flows"]),
+        ]);
     }
     table
 }

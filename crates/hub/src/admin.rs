@@ -4,6 +4,7 @@
 //! see [`access`]. Reading is GET, acting is POST, and every action is an audit record.
 
 mod access;
+mod mesh_view;
 mod orders;
 mod page;
 mod route;
@@ -22,8 +23,11 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::config::HubConfig;
+use crate::forward::Forward;
 use crate::listener::Listener;
+use crate::mesh::Mesh;
 use crate::metrics::Metrics;
+use crate::registry::Registry;
 use crate::router::Router;
 use crate::server::{Answer, Call, Health, Respond, Stage, answer};
 use crate::tunnels::Tunnels;
@@ -44,6 +48,12 @@ pub struct Scope {
     pub health: Arc<Health>,
     /// Agents.
     pub tunnels: Arc<Tunnels>,
+    /// Where the agents of all hubs are.
+    pub registry: Arc<Registry>,
+    /// Links to other hubs.
+    pub mesh: Arc<Mesh>,
+    /// Flows of other hubs.
+    pub forward: Arc<Forward>,
     /// Flows.
     pub router: Arc<Router>,
     /// Ports for clients.
@@ -156,10 +166,7 @@ impl Admin {
                 Ok(page) => found(&view::flows(&self.scope, &page)),
                 Err(detail) => answer::explained(StatusCode::BAD_REQUEST, "bad_query", &detail),
             },
-            Route::Mesh => {
-                let mode = self.scope.health.mode();
-                found(&json!({ "mode": mode.as_str(), "links": [] }))
-            }
+            Route::Mesh => found(&mesh_view::describe(&self.scope)),
             Route::Config => self.config(),
             Route::OpenApi => answer::body(StatusCode::OK, "application/json", OPENAPI),
             Route::Disconnect(agent_id) => self.disconnect(agent_id, call.peer),

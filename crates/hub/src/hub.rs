@@ -215,13 +215,16 @@ impl Hub {
         };
         let router = Router::new(parts, config.ha.mode, tasks.clone());
         let forward = Forward::new(&config, tunnels.clone(), policy.clone(), metrics.clone());
-        let crossings = Crossings::new(&router, forward);
+        let crossings = Crossings::new(&router, forward.clone());
         let events: Arc<dyn MeshEvents> = crossings.clone();
         mesh.set_events(Arc::downgrade(&events));
         let listeners = Arc::<Mutex<_>>::default();
         let scope = Scope {
             health: health.clone(),
             tunnels: tunnels.clone(),
+            registry: registry.clone(),
+            mesh: mesh.clone(),
+            forward: forward.clone(),
             router: router.clone(),
             listeners: listeners.clone(),
             metrics: metrics.clone(),

@@ -138,6 +138,7 @@ fn flow(scope: &Scope, entry: &Entry) -> Value {
         "listener": &*label.listener,
         "client": &*label.client,
         "agent_id": entry.client.holder().map(|holder| holder.agent_id.to_string()),
+        "hub": entry.client.place().as_deref(),
         "state": state(entry),
         "bytes_c2a": progress.bytes_c2a,
         "bytes_a2c": progress.bytes_a2c,

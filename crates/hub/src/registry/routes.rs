@@ -113,6 +113,20 @@ impl Routes {
         }
     }
 
+    /// Every route to the latest owner of its agent, by agent and hub.
+    pub fn all(&self) -> Vec<Arc<Route>> {
+        let picture = self.picture.read();
+        let mut all: Vec<_> = picture
+            .agents
+            .values()
+            .flat_map(Agent::current)
+            .cloned()
+            .collect();
+        drop(picture);
+        all.sort_by(|a, b| (&a.agent_id, &a.hub).cmp(&(&b.agent_id, &b.hub)));
+        all
+    }
+
     /// Routes to the agents that export `connector` elsewhere: to the latest owner of each id, one
     /// per hub that holds it.
     pub fn exporters(&self, connector: &str) -> Vec<Arc<Route>> {
