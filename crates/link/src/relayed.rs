@@ -97,11 +97,19 @@ impl Relayed {
                 ticket: Some(ticket),
             }),
         });
+        if relayed.leg(Face::Origin).link.carries(id) {
+            return Err(Reason::ProtocolError);
+        }
         relayed.enter(Face::Origin)?;
-        relayed.enter(Face::Target).inspect_err(|_| {
+        let entered = relayed.enter(Face::Target);
+        if entered.is_err() {
             relayed.state.lock().closed = true;
-            relayed.leg(Face::Origin).link.forget(id, relayed.address());
-        })?;
+        }
+        // One link may have ended while the other took the flow.
+        if relayed.state.lock().closed {
+            relayed.leave();
+            return Err(entered.err().unwrap_or(Reason::ConnectionLost));
+        }
         Ok(relayed)
     }
 
@@ -203,10 +211,11 @@ impl Relayed {
         let left = self.put_frames(&mut state, face, max_payload, turn.most, put);
         self.charge(&mut state);
         let mark = turn.mark + (turn.most - left) as u64;
-        let waits = left == 0 && state.relay.queued(face) > 0;
+        let wanted = self.wanted(&state);
+        // More bytes, or the FIN behind them.
+        let waits = left == 0 && wanted[index(face)];
         state.turns[index(face)] = (waits, mark);
         // What has left makes room for more of the other end's.
-        let wanted = self.wanted(&state);
         drop(state);
         self.wake([
             wanted[0] && face != Face::Origin,
@@ -266,6 +275,7 @@ impl Relayed {
             self.wanted(&state)
         };
         self.wake(wanted);
+        self.finish_if_over();
     }
 
     /// Ends the flow for both ends.
@@ -277,6 +287,7 @@ impl Relayed {
             self.wanted(&state)
         };
         self.wake(wanted);
+        self.finish_if_over();
     }
 
     fn wanted(&self, state: &State) -> [bool; 2] {
@@ -313,10 +324,14 @@ impl Relayed {
             self.charge(&mut state);
             state.ticket.take()
         };
+        self.leave();
+        drop(ticket);
+    }
+
+    fn leave(&self) {
         for leg in &self.legs {
             leg.link.forget(leg.id, self.address());
         }
-        drop(ticket);
     }
 }
 

@@ -349,7 +349,7 @@ impl Flow {
         } else {
             Path::Dialing
         };
-        self.limit = self.limit.max(limit);
+        self.limit = limit;
         self.resume_from(received)
     }
 
@@ -518,10 +518,12 @@ impl Flow {
         }
         self.path = Path::Live;
         self.opened = true;
-        self.limit = self.limit.max(limit);
         if mode == OpenMode::New {
+            self.limit = self.limit.max(limit);
             Ok(())
         } else {
+            // A hub in the middle may have less room than an earlier path had.
+            self.limit = limit;
             self.resume_from(received)
         }
     }

@@ -59,7 +59,8 @@ struct Lane {
     acked: u64,
     /// The acknowledgement is to be passed on to the sending end.
     ack_due: bool,
-    fin: Option<u64>,
+    /// The direction ends behind the queue.
+    fin: bool,
     fin_passed: bool,
     /// The acknowledgement of the FIN was passed on.
     done: bool,
@@ -78,7 +79,7 @@ impl Lane {
     }
 
     fn fin_due(&self) -> bool {
-        !self.fin_passed && self.queue.is_empty() && self.fin.is_some()
+        !self.fin_passed && self.queue.is_empty() && self.fin
     }
 
     /// What the sending end may be told that it can send.
@@ -94,12 +95,18 @@ impl Lane {
         self.ack_due || (more > 0 && more >= worthwhile)
     }
 
+    /// What the sending end is told now that it can send.
+    fn tell(&mut self, room: u64) -> u64 {
+        self.told = self.grant(room);
+        self.told
+    }
+
+    /// The same, with what was acknowledged.
     fn credit(&mut self, room: u64) -> (u64, u64) {
         self.ack_due = false;
-        self.told = self.grant(room);
         // A FIN takes one offset behind the bytes, whether or not it came over this path.
         self.done |= self.next.is_some() && self.acked > self.end();
-        (self.acked, self.told)
+        (self.acked, self.tell(room))
     }
 }
 
@@ -176,25 +183,19 @@ impl Relay {
             Frame::Data {
                 offset, payload, ..
             } => self.on_data(face, offset, payload)?,
-            Frame::Fin { offset, .. } => {
-                let lane = &mut self.lanes[index(face.other())];
-                if lane.fin.is_some() {
-                    return Err(Reason::AfterFin);
-                }
-                if *lane.next.get_or_insert(offset) + lane.queue.len() as u64 != offset {
-                    return Err(Reason::OffsetGap);
-                }
-                lane.fin = Some(offset);
-            }
+            Frame::Fin { offset, .. } => self.sending_lane(face, offset)?.fin = true,
             Frame::Credit { acked, limit, .. } => {
                 let lane = &mut self.lanes[index(face)];
+                if acked > lane.end().saturating_add(1) {
+                    return Err(Reason::BadAck);
+                }
                 lane.limit = lane.limit.max(limit);
                 lane.ack_due = true;
                 lane.acked = lane.acked.max(acked);
             }
             Frame::OpenAck {
                 received, limit, ..
-            } if face == Face::Target => {
+            } if face == Face::Target && !self.opened => {
                 let lane = &mut self.lanes[index(face)];
                 lane.limit = lane.limit.max(limit);
                 lane.next.get_or_insert(received);
@@ -207,16 +208,29 @@ impl Relay {
     }
 
     fn on_data(&mut self, face: Face, offset: u64, payload: Bytes) -> Result<(), Reason> {
-        let lane = &mut self.lanes[index(face.other())];
-        if lane.fin.is_some() {
-            return Err(Reason::AfterFin);
-        }
-        lane.next.get_or_insert(offset);
-        if lane.end() != offset {
-            return Err(Reason::OffsetGap);
+        let lane = self.sending_lane(face, offset)?;
+        let end = offset.checked_add(payload.len() as u64);
+        if end.is_none_or(|end| end > lane.limit.max(lane.told)) {
+            return Err(Reason::BeyondCredit);
         }
         lane.queue.push(payload);
         Ok(())
+    }
+
+    /// Where the end behind `face` may go on at `offset`.
+    fn sending_lane(&mut self, face: Face, offset: u64) -> Result<&mut Lane, Reason> {
+        let lane = &mut self.lanes[index(face.other())];
+        if lane.fin {
+            return Err(Reason::AfterFin);
+        }
+        if lane.next.is_none() {
+            // Only the answer to OPEN says from where on a resumed flow is sent.
+            return Err(Reason::ProtocolError);
+        }
+        if lane.end() != offset {
+            return Err(Reason::OffsetGap);
+        }
+        Ok(lane)
     }
 
     /// A reset is passed on, and so is its confirmation, which is a reset as well.
@@ -224,15 +238,18 @@ impl Relay {
         if std::mem::replace(&mut self.silent[index(face)], true) {
             return;
         }
-        let other = index(face.other());
-        if self.outboxes[other].open.is_some() || !self.echoes {
-            // The target's end does not know the flow, or does not confirm.
+        let farewell = Farewell::Rst(reason);
+        self.end(face.other(), farewell);
+        if reason == Reason::UnknownFlow {
+            // Nobody answers that.
+            self.silent = [true; 2];
+        } else if !self.echoes || self.outboxes[index(face.other())].farewell.is_none() {
+            // The target's end does not confirm, or was never told of the flow.
             self.silent = [true; 2];
             if face == Face::Origin {
-                self.outboxes[index(face)].farewell = Some(Farewell::Rst(reason));
+                self.end(face, Farewell::Rst(Reason::UnknownFlow));
             }
         }
-        self.end(face.other(), Farewell::Rst(reason));
     }
 
     /// The link behind `face` is gone, or does not carry the flow any more: the other end is told.
@@ -246,7 +263,7 @@ impl Relay {
     }
 
     fn hang_up(&mut self, face: Face, farewell: Farewell) {
-        let settled = self.ended && self.silent == [true; 2];
+        let settled = self.is_settled();
         self.silent = [true; 2];
         self.gone[index(face)] = true;
         self.outboxes[index(face)] = Outbox::default();
@@ -266,6 +283,9 @@ impl Relay {
     }
 
     fn dismiss(&mut self, farewell: Farewell) {
+        if self.is_settled() {
+            return;
+        }
         self.silent = [true; 2];
         self.end(Face::Origin, farewell);
         self.end(Face::Target, farewell);
@@ -273,9 +293,17 @@ impl Relay {
 
     fn end(&mut self, towards: Face, farewell: Farewell) {
         let outbox = &mut self.outboxes[index(towards)];
-        // An end that was never told of the flow need not hear that it is over.
-        let unaware = outbox.open.take().is_some() || self.gone[index(towards)];
-        outbox.farewell = (!unaware).then_some(farewell);
+        let resets = self.echoes && matches!(farewell, Farewell::Rst(_));
+        let unaware = match &mut outbox.open {
+            // It may know the flow from an earlier path, and is only to be told of the end.
+            Some(open) if open.mode != OpenMode::New && resets => {
+                open.mode = OpenMode::Resume;
+                false
+            }
+            // An end that was never told of the flow need not hear that it is over.
+            open => open.take().is_some(),
+        };
+        outbox.farewell = (!unaware && !self.gone[index(towards)]).then_some(farewell);
         self.fall_silent();
     }
 
@@ -296,6 +324,10 @@ impl Relay {
         room: u64,
     ) -> Option<Frame> {
         let outbox = &mut self.outboxes[index(face)];
+        if let Some(mut open) = outbox.open.take() {
+            open.limit = self.lanes[index(Face::Origin)].tell(room);
+            return Some(Frame::Open { id, open });
+        }
         if let Some(farewell) = outbox.farewell.take() {
             *outbox = Outbox::default();
             return Some(match farewell {
@@ -307,15 +339,9 @@ impl Relay {
         if self.ended {
             return None;
         }
-        if let Some(mut open) = outbox.open.take() {
-            let lane = &mut self.lanes[index(Face::Origin)];
-            open.limit = lane.grant(room);
-            lane.told = open.limit;
-            return Some(Frame::Open { id, open });
-        }
         let from_here = &mut self.lanes[index(face.other())];
         if let Some(received) = outbox.answer.take() {
-            let (_, limit) = from_here.credit(room);
+            let limit = from_here.tell(room);
             return Some(Frame::OpenAck {
                 id,
                 received,
@@ -385,7 +411,12 @@ impl Relay {
     /// Whether nothing more is to be passed on.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.ended && self.silent == [true; 2] && self.outboxes.iter().all(|o| o.farewell.is_none())
+        self.is_settled() && self.outboxes.iter().all(|o| o.farewell.is_none())
+    }
+
+    /// Whether nothing more is to come in, or would matter.
+    fn is_settled(&self) -> bool {
+        self.ended && self.silent == [true; 2]
     }
 }
 
