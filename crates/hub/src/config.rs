@@ -48,10 +48,11 @@ impl HubConfig {
     ///
     /// # Errors
     /// Every problem in the file and the environment; when there are none, every file named that is
-    /// not there. Those of the mesh, which this version does not read, are warnings.
+    /// not there. Those of the mesh are warnings while high availability is off.
     pub fn load(source: &Source) -> Result<Loaded<Self>, Problems> {
         let mut loaded = Self::inspect(source)?;
-        let unread = |problem: &Problem| problem.key.starts_with("ha.mesh.tls.");
+        let is_off = loaded.config.ha.mode == HaMode::Off;
+        let unread = |problem: &Problem| is_off && problem.key.starts_with("ha.mesh.tls.");
         let (unread, missing): (Vec<_>, Vec<_>) =
             loaded.missing_files().into_iter().partition(unread);
         if !missing.is_empty() {

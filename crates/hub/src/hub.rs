@@ -4,6 +4,7 @@ mod background;
 mod change;
 mod crossings;
 mod identity;
+mod ports;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,14 +15,14 @@ use nowconnect_link::budget::Budget;
 use nowconnect_link::counters::{Engine, EngineCounters};
 use nowconnect_link::shards::Shards;
 use nowconnect_link::tasks::Tasks;
-use nowconnect_link::tls::{ClientAuth, Identity, LiveServerConfig, ServerFiles, TlsError};
+use nowconnect_link::tls::TlsError;
 use nowconnect_proto::Reason;
 use nowconnect_settings::{Effective, LogLevel};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use crate::admin::{Admin, Order, Orders, Scope, Token, TokenError};
-use crate::config::{AdminConfig, FapiMode, HubConfig, ListenerConfig, ServerTls};
+use crate::config::{AdminConfig, FapiMode, HubConfig, ListenerConfig};
 use crate::forward::Forward;
 use crate::listener::{self, BindError, Listener};
 use crate::mesh::{self, Mesh, MeshError, MeshEvents};
@@ -29,11 +30,12 @@ use crate::metrics::Metrics;
 use crate::policy::{Door, Policy};
 use crate::registry::{Registry, StoreConfig};
 use crate::router::{self, Router};
-use crate::server::{self, Doorman, Health, Stage, Surface};
+use crate::server::{self, CurrentTls, Doorman, Health, MeshSurface, PortTls, Stage, Surface};
 use crate::tunnels::{Gate, Tunnels};
 
 use crossings::Crossings;
 use identity::KeyKeeper;
+use ports::MeshPort;
 
 /// How long resets may take to reach agents when the drain is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -82,6 +84,8 @@ pub struct Addresses {
     pub metrics: Option<SocketAddr>,
     /// The admin API.
     pub admin: SocketAddr,
+    /// The port for `/mesh` alone, while it is open.
+    pub mesh: Option<SocketAddr>,
     /// The listeners by name.
     pub listeners: Vec<(String, SocketAddr)>,
 }
@@ -93,12 +97,13 @@ pub struct Hub {
     policy: Arc<Policy>,
     registry: Arc<Registry>,
     mesh: Arc<Mesh>,
+    mesh_port: MeshPort,
     crossings: Arc<Crossings>,
     tunnels: Arc<Tunnels>,
     router: Arc<Router>,
     engine: Arc<Engine>,
     keys: KeyKeeper,
-    tls: Option<Arc<LiveServerConfig>>,
+    tls: Option<Arc<PortTls>>,
     config: tokio::sync::Mutex<HubConfig>,
     listeners: Arc<Mutex<Vec<Listener>>>,
     admin: Arc<Admin>,
@@ -170,12 +175,9 @@ impl Hub {
         refuse_unavailable(&config)?;
         let metrics = Metrics::new();
         let ports = Ports::bind(&config, &metrics)?;
-        let tls = config
-            .tunnel
-            .tls
-            .as_ref()
-            .map(|tls| LiveServerConfig::load(files(tls)));
-        let tls = tls.transpose()?.map(Arc::new);
+        let mesh_port = MeshPort::default();
+        let mesh_change = mesh_port.prepare(&config)?;
+        let tls = PortTls::load(&config)?;
         let mesh_config = mesh::Prepared::load(&config)?;
         let token = token(&config.admin)?;
         let tasks = Tasks::new();
@@ -242,6 +244,7 @@ impl Hub {
             policy,
             registry,
             mesh,
+            mesh_port,
             crossings,
             tunnels,
             router,
@@ -260,16 +263,19 @@ impl Hub {
         }
         hub.report_troubles();
         hub.serve(ports);
+        hub.open_mesh(mesh_change);
         Ok(hub)
     }
 
     fn serve(&self, ports: Ports) {
-        let main = self.surface(Some(self.tunnels.clone()));
-        Doorman::new(main, self.tls.clone(), self.shards.clone(), &self.tasks).open(ports.tunnel);
+        let main = self.surface(true);
+        let (tls, shards) = (current(self.tls.clone()), self.shards.clone());
+        Doorman::new(main, tls, shards, &self.tasks).open(ports.tunnel);
         if let Some(port) = ports.metrics {
-            Doorman::new(self.surface(None), None, Shards::current(), &self.tasks).open(port);
+            let second = self.surface(false);
+            Doorman::new(second, current(None), Shards::current(), &self.tasks).open(port);
         }
-        let tls = self.tls.clone().filter(|_| self.admin.tls());
+        let tls = current(self.tls.clone().filter(|_| self.admin.tls()));
         let admin = Doorman::new(self.admin.clone(), tls, Shards::current(), &self.tasks);
         admin.open(ports.admin);
         let open = ports.listeners.into_iter().map(|bound| self.open(bound));
@@ -284,14 +290,23 @@ impl Hub {
         );
     }
 
-    fn surface(&self, tunnels: Option<Arc<Tunnels>>) -> Arc<Surface> {
-        let (metrics, health) = (self.metrics.clone(), self.health.clone());
+    fn surface(&self, is_main: bool) -> Arc<Surface> {
         Arc::new(Surface {
-            metrics,
-            health,
-            mesh: tunnels.is_some().then(|| self.mesh.clone()),
-            tunnels,
+            metrics: self.metrics.clone(),
+            health: self.health.clone(),
+            tunnels: is_main.then(|| self.tunnels.clone()),
+            mesh: is_main.then(|| self.mesh.clone()),
+            tls: self.tls.clone().filter(|_| is_main),
         })
+    }
+
+    fn open_mesh(&self, change: ports::MeshPortChange) {
+        let surface = MeshSurface {
+            mesh: self.mesh.clone(),
+            metrics: self.metrics.clone(),
+        };
+        self.mesh_port
+            .commit(change, surface, &self.shards, &self.tasks);
     }
 
     fn open(&self, bound: listener::Bound) -> Listener {
@@ -308,6 +323,7 @@ impl Hub {
             tunnel: self.http.tunnel,
             metrics: self.http.metrics,
             admin: self.http.admin,
+            mesh: self.mesh_port.address(),
             listeners: named.collect(),
         }
     }
@@ -444,20 +460,8 @@ fn is_local(admin: &AdminConfig) -> bool {
     admin.bind.ip().is_loopback()
 }
 
-fn files(tls: &ServerTls) -> ServerFiles {
-    let identity = Identity {
-        cert_file: tls.cert_file.clone(),
-        key_file: tls.key_file.clone(),
-    };
-    let client_auth = match &tls.client_ca {
-        // Only `/tunnel` demands one: health checks come over the same port.
-        Some(ca) => ClientAuth::Optional(ca.clone()),
-        None => ClientAuth::Off,
-    };
-    ServerFiles {
-        identity,
-        client_auth,
-    }
+fn current(tls: Option<Arc<PortTls>>) -> CurrentTls {
+    Arc::new(move || tls.as_ref().map(|tls| tls.server.current()))
 }
 
 fn engine(config: &HubConfig, metrics: &Metrics) -> Engine {

@@ -8,6 +8,7 @@ mod dial;
 mod failure;
 mod inbound;
 mod links;
+mod meter;
 mod outbound;
 mod status;
 mod terms;
@@ -21,7 +22,6 @@ use arc_swap::ArcSwap;
 use http::Uri;
 use nowconnect_link::counters::Engine;
 use nowconnect_link::dial::WsUrlError;
-use nowconnect_link::meter::Bounds;
 use nowconnect_link::quiet::Quiet;
 use nowconnect_link::session::{self, Link, LinkClosed, LinkConfig, Role};
 use nowconnect_link::shards::Shards;
@@ -46,6 +46,7 @@ pub use status::{LinkStatus, PeerStatus};
 
 use credentials::Credentials;
 use links::Links;
+use meter::LinkMeter;
 use outbound::Outbound;
 use terms::{Terms, canonical};
 
@@ -289,6 +290,11 @@ impl Mesh {
         troubles
     }
 
+    /// Whether peers have a port of their own.
+    pub fn has_port(&self) -> bool {
+        self.terms.load().has_port
+    }
+
     /// What a connection to the port of the mesh begins with; `None` = no TLS.
     pub fn server_tls(&self) -> Option<Arc<ServerConfig>> {
         let credentials = self.credentials.load();
@@ -369,6 +375,13 @@ impl Mesh {
             .unwrap_or_else(|| UNCONFIGURED.into())
     }
 
+    /// HELLO went one way and HELLO_ACK the other, before the link was there to be measured.
+    fn count_handshake(&self, hello: &'static str, answer: &'static str) {
+        let frames = &self.metrics.mesh.frames;
+        frames.with([hello, "M_HELLO"]).inc();
+        frames.with([answer, "M_HELLO_ACK"]).inc();
+    }
+
     fn count_offence(&self, link: &Link, kind: &'static str) {
         let errors = &self.metrics.tunnels.protocol_errors;
         errors.with(["mesh", kind]).inc();
@@ -404,7 +417,7 @@ fn is_orderly(reason: Reason) -> bool {
     )
 }
 
-fn link_config(terms: &Terms, hello: &MeshHello, role: Role) -> LinkConfig {
+fn link_config(terms: &Terms, hello: &MeshHello, role: Role, meter: Arc<LinkMeter>) -> LinkConfig {
     LinkConfig {
         role,
         peer: session::Peer {
@@ -414,8 +427,8 @@ fn link_config(terms: &Terms, hello: &MeshHello, role: Role) -> LinkConfig {
         },
         ping_interval: terms.ping_interval,
         ping_timeout: terms.ping_timeout,
-        bounds: Bounds::NONE,
-        meter: None,
+        bounds: terms.bounds,
+        meter: Some(meter),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The HTTP surface: `/tunnel` for agents, health and metrics for those who run the hub.
+//! The HTTP surface: `/tunnel` for agents, `/mesh` for other hubs, health and metrics for those who run the hub.
 //!
 //! Strangers reach this port. Until an agent has shown a token, a connection is bounded in number,
 //! in time and in bytes, and whatever is not one of the few exact paths is not found.
@@ -6,23 +6,28 @@
 pub(crate) mod answer;
 mod connection;
 mod health;
+mod mesh;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
+use nowconnect_link::tls::{LiveServerConfig, LiveTrust};
 use nowconnect_link::upgrade::Refusal;
+use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 
 use crate::listener::{BindError, listen};
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, Shown};
 use crate::metrics::{Format, Metrics};
 use crate::tunnels::Tunnels;
 
 pub use answer::Answer;
-pub(crate) use connection::Doorman;
+pub(crate) use connection::{CurrentTls, Doorman};
 pub use health::{Health, Stage};
+pub(crate) use mesh::MeshSurface;
 
 /// What answers HTTP requests on one port.
 #[derive(Debug)]
@@ -33,16 +38,28 @@ pub struct Surface {
     pub health: Arc<Health>,
     /// Takes agents in; `None` on a port that serves only metrics and health.
     pub tunnels: Option<Arc<Tunnels>>,
-    /// Takes other hubs in; `None` on a port that is not for them.
+    /// Takes other hubs in, unless they have a port of their own; `None` on the second port too.
     pub mesh: Option<Arc<Mesh>>,
+    /// TLS of the port; `None` = plain.
+    pub tls: Option<Arc<PortTls>>,
+}
+
+/// TLS of the port for agents and peers.
+#[derive(Debug)]
+pub struct PortTls {
+    /// What a connection begins with. It takes any client certificate.
+    pub(crate) server: Arc<LiveServerConfig>,
+    /// Who vouches for agents.
+    pub(crate) agents: LiveTrust,
 }
 
 /// A request with what is known about its connection.
 pub(crate) struct Call {
     pub(crate) request: Request<Incoming>,
     pub(crate) peer: SocketAddr,
-    /// The client has proven a certificate.
-    pub(crate) certified: bool,
+    /// Certificates that the client has shown. It holds the key of the first; whether that means
+    /// anything, the path must judge.
+    pub(crate) certificates: Option<Shown>,
     /// Too many strangers are here already.
     pub(crate) busy: bool,
 }
@@ -54,21 +71,26 @@ pub(crate) trait Respond: Send + Sync + 'static {
 
     /// Where requests that are none are counted.
     fn metrics(&self) -> &Metrics;
+
+    /// A connection ended before there was a request.
+    fn tls_failed(&self, peer: SocketAddr, error: &io::Error) {
+        tracing::debug!(event = "tls_failed", %peer, %error);
+    }
 }
 
 impl Respond for Surface {
     async fn answer(&self, mut call: Call) -> Answer {
         let path = call.request.uri().path();
-        if let ("/mesh", Some(mesh)) = (path, &self.mesh) {
-            let taken = mesh.receive(&mut call.request, call.peer, None).await;
-            return taken.unwrap_or_else(Refusal::into_response);
-        }
         match (path, &self.tunnels) {
             ("/tunnel", Some(_)) if call.busy => answer::unavailable("busy", 5),
-            ("/tunnel", Some(tunnels)) => tunnels
-                .receive(&mut call.request, call.peer, call.certified)
-                .await
-                .unwrap_or_else(Refusal::into_response),
+            ("/tunnel", Some(tunnels)) => {
+                let certified = self.is_agent(call.certificates.as_deref());
+                tunnels
+                    .receive(&mut call.request, call.peer, certified)
+                    .await
+                    .unwrap_or_else(Refusal::into_response)
+            }
+            ("/mesh", Some(_)) => self.join(call).await,
             ("/healthz" | "/readyz" | "/metrics", _) => self.read_only(&call.request),
             _ => answer::closing(StatusCode::NOT_FOUND, "not_found"),
         }
@@ -80,6 +102,25 @@ impl Respond for Surface {
 }
 
 impl Surface {
+    async fn join(&self, mut call: Call) -> Answer {
+        match &self.mesh {
+            Some(_) if call.busy => answer::unavailable("busy", 5),
+            Some(mesh) if !mesh.has_port() => mesh
+                .receive(&mut call.request, call.peer, call.certificates)
+                .await
+                .unwrap_or_else(Refusal::into_response),
+            _ => answer::closing(StatusCode::NOT_FOUND, "not_found"),
+        }
+    }
+
+    /// Whether a certificate is one of those that agents must show where that is asked of them.
+    fn is_agent(&self, certificates: Option<&[CertificateDer<'static>]>) -> bool {
+        let (Some(tls), Some(chain)) = (&self.tls, certificates) else {
+            return false;
+        };
+        tls.agents.current().judge_client(chain).is_ok()
+    }
+
     fn read_only(&self, request: &Request<Incoming>) -> Answer {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return answer::method_not_allowed("GET, HEAD");

@@ -17,6 +17,7 @@
 /// For tests whose crate does not depend on it.
 pub use anyhow;
 
+pub mod authority;
 pub mod connect_proxy;
 pub mod fault_proxy;
 pub mod http;

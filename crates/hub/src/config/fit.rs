@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use http::Uri;
+use nowconnect_link::dial::WsUrl;
 use nowconnect_settings::{Secret, Shown, Table, Value};
 
 use super::{FapiMode, HaMode, HubConfig, JwksSource, MeshConfig};
@@ -104,6 +105,9 @@ pub(crate) fn check_mesh(t: &mut Table<'_>, mesh: &MeshConfig) {
     for (i, peer) in mesh.peers.iter().enumerate() {
         if peer.path() == "/" {
             t.warning("peers", format!("{peer} has no path"), "hubs serve /mesh");
+        }
+        if let Err(problem) = WsUrl::try_from(peer.clone()) {
+            t.problem("peers", problem.to_string(), "");
         }
         if mesh.peers[..i].contains(peer) {
             t.problem("peers", format!("{peer} is listed twice"), "remove one");

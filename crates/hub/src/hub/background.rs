@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use nowconnect_link::tls::LiveServerConfig;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Hub;
+use crate::mesh::Mesh;
+use crate::metrics::Metrics;
 use crate::registry::RegistryHealth;
+use crate::server::PortTls;
 
 /// Between looks at idle and orphaned flows.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -38,6 +40,9 @@ impl Hub {
                 .run_until_cancelled_owned(watch_certificate(tls));
             self.tasks.spawn("certificates", watch);
         }
+        let watch = watch_mesh_certificates(self.mesh.clone());
+        let watch = self.tasks.token().run_until_cancelled_owned(watch);
+        self.tasks.spawn("mesh_certificates", watch);
     }
 
     /// Shows at once what makes an active hub degraded.
@@ -74,19 +79,41 @@ impl Hub {
         });
         if let Some(tls) = self.tls.clone() {
             self.metrics.on_scrape(move |metrics| {
-                let Some(end) = tls.expires() else { return };
-                let left = end.duration_since(SystemTime::now()).unwrap_or_default();
-                metrics
-                    .tunnels
-                    .cert_expiry
-                    .with(["tunnel"])
-                    .set(left.as_secs_f64());
+                show_expiry(metrics, "tunnel", tls.server.expires());
             });
+        }
+        let mesh = self.mesh.clone();
+        self.metrics.on_scrape(move |metrics| {
+            let (own, ca) = mesh.expiry();
+            show_expiry(metrics, "mesh", own);
+            show_expiry(metrics, "mesh_ca", ca);
+        });
+    }
+}
+
+fn show_expiry(metrics: &Metrics, r#use: &str, end: Option<SystemTime>) {
+    let Some(end) = end else { return };
+    let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+    let expiry = &metrics.tunnels.cert_expiry;
+    expiry.with([r#use]).set(left.as_secs_f64());
+}
+
+async fn watch_mesh_certificates(mesh: Arc<Mesh>) {
+    let mut ticks = interval(CERTIFICATE_POLL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let mesh = mesh.clone();
+        if tokio::task::spawn_blocking(move || mesh.tend())
+            .await
+            .is_err()
+        {
+            return;
         }
     }
 }
 
-async fn watch_certificate(tls: Arc<LiveServerConfig>) {
+async fn watch_certificate(tls: Arc<PortTls>) {
     let mut ticks = interval(CERTIFICATE_POLL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut problem = String::new();

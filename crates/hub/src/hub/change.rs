@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::{Hub, HubError, bind_all, files, refuse_unavailable, token};
+use super::ports::PreparedTls;
+use super::{Hub, HubError, bind_all, refuse_unavailable, token};
 use crate::config::{Change, HaConfig, HubConfig};
 use crate::listener::{self, Listener};
 use crate::mesh;
@@ -50,14 +51,16 @@ impl Hub {
         let bound = bind_all(&change.listeners_added, &self.metrics)?;
         let token = token(&new.admin)?;
         let keys = self.keys.prepare(&new.security)?;
-        let mesh = mesh::Prepared::load(new)?;
         let flows = new.limits.max_conn_total;
         let reserved = self.engine.budget.reserve(flows);
         reserved.map_err(|most| HubError::Memory(most, flows))?;
-        if let (Some(live), Some(files)) = (&self.tls, &new.tunnel.tls) {
-            live.replace(self::files(files))?;
-        }
+        let tls = PreparedTls::load(new)?;
+        let mesh = mesh::Prepared::load(new)?;
+        let mesh_port = self.mesh_port.prepare(new)?;
         // Nothing fails from here on.
+        if let (Some(live), Some(tls)) = (&self.tls, tls) {
+            live.commit(tls);
+        }
         self.keys.commit(keys);
         self.policy.set_rules(new);
         self.tunnels
@@ -67,6 +70,7 @@ impl Hub {
         self.crossings.forward().set_rules(new);
         self.registry.configure(StoreConfig::of(&new.ha));
         self.mesh.commit(mesh);
+        self.open_mesh(mesh_port);
         self.health.set_mode(new.ha.mode);
         self.report_troubles();
         self.metrics.mesh.set_mode(new.ha.mode.as_str());

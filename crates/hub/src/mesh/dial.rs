@@ -153,11 +153,6 @@ where
 }
 
 impl Way {
-    /// Whether TLS runs inside the WebSocket.
-    pub(super) fn is_sealed(&self) -> bool {
-        matches!(self, Self::Sealed(_))
-    }
-
     /// Tells the peer why it is not to be linked with.
     pub(super) async fn close(self, reason: Reason) {
         let said = async {

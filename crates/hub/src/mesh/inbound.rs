@@ -25,6 +25,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::credentials::Mutual;
 use super::links::{Conflict, Inward};
+use super::meter::LinkMeter;
 use super::terms::Terms;
 use super::{GOODBYE, HANDSHAKE, Mesh, PLAIN, Peer, SEALED, is_orderly, link_config};
 use crate::forwarded::sender;
@@ -129,7 +130,6 @@ impl Mesh {
         remote: IpAddr,
         shown: Option<&[CertificateDer<'static>]>,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
-        let offer = Offer::from_request(request)?;
         let later = |reason, detail, seconds| {
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail)
                 .retry_after(Duration::from_secs(seconds))
@@ -141,6 +141,7 @@ impl Mesh {
         if self.leaving.lock().is_some() {
             return Err(later("draining", "this hub is about to stop", 1));
         }
+        let offer = Offer::from_request(request)?;
         let (protocol, proven) = self.choose(&offer, terms, shown)?;
         let places = (
             self.strangers.clone().try_acquire_owned(),
@@ -365,6 +366,7 @@ impl Guest {
         }
         self.mesh.links.judge_inbound(&hub, &proven)?;
         let answer = self.terms.hello().encode()?;
+        self.mesh.count_handshake("in", "out");
         // Written by the driver, before anything else.
         carrier.queue(Frame::HelloAck(answer.into()));
         let label = self.mesh.label_of(&hub, &proven);
@@ -388,7 +390,8 @@ impl Guest {
             mesh: Arc::downgrade(mesh),
             peer: peer.clone(),
         });
-        let config = link_config(&self.terms, hello, Role::Answerer);
+        let meter = LinkMeter::new(&mesh.metrics.mesh, &peer.metrics);
+        let config = link_config(&self.terms, hello, Role::Answerer, meter);
         let (link, driver) = start(carrier, &config, &mesh.engine, events);
         let since = SystemTime::now();
         let inward = Inward {

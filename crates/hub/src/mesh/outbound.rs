@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use super::dial::{self, Way};
 use super::failure::{Failure, rest_after};
 use super::links::Conflict;
+use super::meter::LinkMeter;
 use super::terms::{Configured, Terms, canonical};
 use super::{Mesh, NO_DEADLINE, is_orderly, link_config, see_off};
 use crate::metrics::PeerMetrics;
@@ -115,7 +116,7 @@ impl Outbound {
         let outbound = Arc::new(Self {
             url: peer.url.clone(),
             label: peer.label.clone(),
-            metrics: mesh.peer_metrics(&peer.label),
+            metrics: Arc::new(mesh.metrics.peer(&peer.label)),
             require_mtls,
             order: watch::Sender::new(Order::Run),
             status: Mutex::new(Status {
@@ -263,10 +264,41 @@ impl Outbound {
             way.close(Reason::IdentityConflict).await;
             return Err(Conflict::Own(terms.hub.clone()).into());
         }
+        mesh.count_handshake("out", "in");
         Ok(match way {
-            Way::Open(carrier) => start_link(mesh, terms, carrier, hello, false),
-            Way::Sealed(carrier) => start_link(mesh, terms, *carrier, hello, true),
+            Way::Open(carrier) => self.start_link(mesh, terms, carrier, hello, false),
+            Way::Sealed(carrier) => self.start_link(mesh, terms, *carrier, hello, true),
         })
+    }
+
+    fn start_link<S>(
+        &self,
+        mesh: &Arc<Mesh>,
+        terms: &Terms,
+        carrier: Carrier<S>,
+        hello: MeshHello,
+        sealed: bool,
+    ) -> Up
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, goaways) = mpsc::channel(GOAWAYS);
+        let events = Arc::new(Events {
+            mesh: Arc::downgrade(mesh),
+            goaways: sender,
+        });
+        let meter = LinkMeter::new(&mesh.metrics.mesh, &self.metrics);
+        let config = link_config(terms, &hello, Role::Opener, meter);
+        let (link, driver) = start(carrier, &config, &mesh.engine, events);
+        Up {
+            link,
+            hub: hello.hub.into(),
+            version: hello.version,
+            sealed,
+            driver: mesh.tasks.spawn("mesh_link", driver),
+            goaways,
+            started: Instant::now(),
+        }
     }
 
     /// Looks after the link until it is the current one no longer; returns how long to stay away.
@@ -363,34 +395,6 @@ fn or_panic(closed: Result<LinkClosed, tokio::task::JoinError>) -> LinkClosed {
         reason: Reason::Unspecified,
         detail: error.to_string(),
     })
-}
-
-fn start_link<S>(
-    mesh: &Arc<Mesh>,
-    terms: &Terms,
-    carrier: Carrier<S>,
-    hello: MeshHello,
-    sealed: bool,
-) -> Up
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, goaways) = mpsc::channel(GOAWAYS);
-    let events = Arc::new(Events {
-        mesh: Arc::downgrade(mesh),
-        goaways: sender,
-    });
-    let config = link_config(terms, &hello, Role::Opener);
-    let (link, driver) = start(carrier, &config, &mesh.engine, events);
-    Up {
-        link,
-        hub: hello.hub.into(),
-        version: hello.version,
-        sealed,
-        driver: mesh.tasks.spawn("mesh_link", driver),
-        goaways,
-        started: Instant::now(),
-    }
 }
 
 /// What the driver of a link that we dialed tells.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::Uri;
 use ipnet::IpNet;
 use nowconnect_link::dial::WsUrl;
+use nowconnect_link::meter::Bounds;
 use nowconnect_proto::frame::MAX_PAYLOAD;
 use nowconnect_proto::mesh_hello::MeshHello;
 
@@ -24,6 +25,7 @@ const FLOWS_A_LINK: usize = 1024;
 pub(super) struct Terms {
     pub(super) hub: Arc<str>,
     pub(super) on: bool,
+    pub(super) has_port: bool,
     pub(super) peers: Vec<Configured>,
     pub(super) require_mtls: bool,
     pub(super) max_payload: u32,
@@ -31,6 +33,7 @@ pub(super) struct Terms {
     pub(super) ping_interval: Duration,
     pub(super) ping_timeout: Duration,
     pub(super) backoff_max: Duration,
+    pub(super) bounds: Bounds,
     pub(super) trusted_proxies: Vec<IpNet>,
 }
 
@@ -51,6 +54,7 @@ impl Terms {
         Ok(Self {
             hub: config.ha.replica_id.as_str().into(),
             on: config.ha.mode != HaMode::Off,
+            has_port: mesh.listen.is_some(),
             peers: configured(&mesh.peers)?,
             require_mtls: mesh.require_mtls,
             max_payload: u32::try_from(max_payload).unwrap_or(u32::MAX),
@@ -58,6 +62,10 @@ impl Terms {
             ping_interval: config.tunnel.ping_interval,
             ping_timeout: config.tunnel.ping_timeout,
             backoff_max: mesh.connect_backoff_max,
+            bounds: Bounds {
+                frames: mesh.send_queue_depth,
+                bytes: mesh.per_link_max_inflight_bytes as u64,
+            },
             trusted_proxies: config.tunnel.trusted_proxies.clone(),
         })
     }

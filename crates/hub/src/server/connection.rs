@@ -13,13 +13,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nowconnect_link::shards::Shards;
 use nowconnect_link::stream::{BufferedIo, Stream};
 use nowconnect_link::tasks::Tasks;
-use nowconnect_link::tls::LiveServerConfig;
+use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::listener::Acceptor;
+use crate::mesh::Shown;
 
 use super::{Bound, Call, Respond};
 
@@ -35,10 +37,13 @@ const HEADERS: usize = 64;
 /// [`HEADER_DEADLINE`] to take its last answer.
 const LIFETIME: Duration = Duration::from_secs(60);
 
+/// What a new connection begins with; `None` = plain.
+pub(crate) type CurrentTls = Arc<dyn Fn() -> Option<Arc<ServerConfig>> + Send + Sync>;
+
 /// Accepts connections on one port and lets `S` answer their requests.
 pub(crate) struct Doorman<S> {
     surface: Arc<S>,
-    tls: Option<Arc<LiveServerConfig>>,
+    tls: CurrentTls,
     shards: Shards,
     tasks: Tasks,
     strangers: Arc<Semaphore>,
@@ -46,11 +51,11 @@ pub(crate) struct Doorman<S> {
 }
 
 impl<S: Respond> Doorman<S> {
-    /// Serves `surface`, over TLS when there is a certificate, until `tasks` are to stop. A
+    /// Serves `surface`, over TLS when there is a configuration for it, until `tasks` are to stop. A
     /// connection lives on the one of `shards` that was the least loaded when it came.
     pub(crate) fn new(
         surface: Arc<S>,
-        tls: Option<Arc<LiveServerConfig>>,
+        tls: CurrentTls,
         shards: Shards,
         tasks: &Tasks,
     ) -> Arc<Self> {
@@ -66,9 +71,15 @@ impl<S: Respond> Doorman<S> {
 
     /// Starts to accept on `port`.
     pub(crate) fn open(self: Arc<Self>, port: Bound) {
+        self.open_until(port, CancellationToken::new());
+    }
+
+    /// The same until `close` is cancelled, which ends no connection.
+    pub(crate) fn open_until(self: Arc<Self>, port: Bound, close: CancellationToken) {
         let (tasks, stop) = (self.tasks.clone(), self.tasks.token());
         tasks.spawn("http_accept", async move {
-            stop.run_until_cancelled(self.accept(port)).await;
+            let accept = close.run_until_cancelled(self.accept(port));
+            stop.run_until_cancelled(accept).await;
         });
     }
 
@@ -109,33 +120,34 @@ impl<S: Respond> Doorman<S> {
     }
 
     async fn admit(&self, stream: TcpStream, peer: SocketAddr, busy: bool) {
-        let Some(tls) = &self.tls else {
+        let Some(tls) = (self.tls)() else {
             let plain = BufferedIo::direct(stream, BytesMut::new());
             return self.serve(Stream::Plain(plain), peer, busy).await;
         };
-        let acceptor = TlsAcceptor::from(tls.current());
+        let acceptor = TlsAcceptor::from(tls);
         let buffered = BufferedIo::new(stream, BytesMut::new());
         match timeout(TLS_DEADLINE, acceptor.accept(buffered)).await {
             Ok(Ok(stream)) => {
                 self.serve(Stream::Tls(Box::new(stream.into())), peer, busy)
                     .await
             }
-            Ok(Err(error)) => tracing::debug!(event = "tls_failed", %peer, %error),
-            Err(_) => tracing::debug!(event = "tls_failed", %peer, error = "not done in time"),
+            Ok(Err(error)) => self.surface.tls_failed(peer, &error),
+            Err(late) => self.surface.tls_failed(peer, &late.into()),
         }
     }
 
     /// Ends when the connection does, or has become a tunnel, which then belongs to its session.
     async fn serve(&self, stream: Stream, peer: SocketAddr, busy: bool) {
         let surface = &self.surface;
-        let certified = stream.peer_certificates().is_some();
+        let certificates: Option<Shown> = stream.peer_certificates().map(Into::into);
+        let certificates = &certificates;
         let service = service_fn(|request| async move {
             Ok::<_, std::convert::Infallible>(
                 surface
                     .answer(Call {
                         request,
                         peer,
-                        certified,
+                        certificates: certificates.clone(),
                         busy,
                     })
                     .await,

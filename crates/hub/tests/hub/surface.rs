@@ -65,6 +65,9 @@ async fn only_exact_paths_and_methods_exist() {
         "/tunnel/",
         "//tunnel",
         "/%74unnel",
+        "/mesh/",
+        "//mesh",
+        "/%6desh",
         "/Healthz",
         "/metrics/x",
     ] {

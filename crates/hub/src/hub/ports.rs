@@ -1,0 +1,145 @@
+//! TLS of the port for agents and peers, and the port that peers may have to themselves.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use nowconnect_link::shards::Shards;
+use nowconnect_link::tasks::Tasks;
+use nowconnect_link::tls::{
+    ClientAuth, Identity, LiveServerConfig, LiveTrust, Prepared, ServerFiles, TlsError, TrustFiles,
+};
+use parking_lot::Mutex;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::config::{HaMode, HubConfig};
+use crate::listener::BindError;
+use crate::server::{Bound, Doorman, MeshSurface, PortTls};
+
+impl PortTls {
+    /// Reads the files of `tunnel.tls`; `None` = the port is plain.
+    pub(super) fn load(config: &HubConfig) -> Result<Option<Arc<Self>>, TlsError> {
+        let prepared = PreparedTls::load(config)?;
+        Ok(prepared.map(|PreparedTls { server, agents }| {
+            Arc::new(Self {
+                server: Arc::new(LiveServerConfig::from(server)),
+                agents: LiveTrust::from(agents),
+            })
+        }))
+    }
+
+    /// Goes on with other files.
+    pub(super) fn commit(&self, prepared: PreparedTls) {
+        self.server.commit(prepared.server);
+        self.agents.commit(prepared.agents);
+    }
+
+    /// Reads the same files again; `true` when their content is another.
+    pub(super) fn reload(&self) -> Result<bool, TlsError> {
+        let server = Prepared::load(self.server.files())?;
+        let agents = Prepared::load(self.agents.files())?;
+        let changed = [self.server.commit(server), self.agents.commit(agents)];
+        Ok(changed.contains(&true))
+    }
+}
+
+/// Other files for [`PortTls`], read and not in force yet.
+pub(super) struct PreparedTls {
+    server: Prepared<ServerFiles>,
+    agents: Prepared<TrustFiles>,
+}
+
+impl PreparedTls {
+    pub(super) fn load(config: &HubConfig) -> Result<Option<Self>, TlsError> {
+        let Some(tls) = &config.tunnel.tls else {
+            return Ok(None);
+        };
+        let mesh = &config.ha.mesh;
+        let serves_mesh = config.ha.mode != HaMode::Off && mesh.listen.is_none();
+        let mesh_ca = mesh.tls.as_ref().filter(|_| serves_mesh);
+        let mesh_ca = mesh_ca.map(|tls| tls.ca_bundle.clone());
+        // Health checks come over the same port, and each path trusts other CAs: every certificate is
+        // taken here, and judged there.
+        let cas: Vec<_> = tls.client_ca.iter().cloned().chain(mesh_ca).collect();
+        let identity = Identity {
+            cert_file: tls.cert_file.clone(),
+            key_file: tls.key_file.clone(),
+        };
+        Ok(Some(Self {
+            server: Prepared::load(ServerFiles {
+                identity,
+                client_auth: match cas.is_empty() {
+                    true => ClientAuth::Off,
+                    false => ClientAuth::Postponed(cas),
+                },
+            })?,
+            agents: Prepared::load(TrustFiles {
+                bundle: tls.client_ca.clone(),
+            })?,
+        }))
+    }
+}
+
+/// `ha.mesh.listen`: open while high availability is on.
+#[derive(Default)]
+pub(super) struct MeshPort(Mutex<Option<Open>>);
+
+struct Open {
+    /// As configured.
+    wanted: SocketAddr,
+    /// With the port that the system chose.
+    address: SocketAddr,
+    _stop: DropGuard,
+}
+
+/// What is to become of the port.
+pub(super) enum MeshPortChange {
+    Stay,
+    Close,
+    Open(SocketAddr, Bound),
+}
+
+impl MeshPort {
+    /// Binds what `config` wants bound.
+    pub(super) fn prepare(&self, config: &HubConfig) -> Result<MeshPortChange, BindError> {
+        let is_on = config.ha.mode != HaMode::Off;
+        let wanted = config.ha.mesh.listen.filter(|_| is_on);
+        let open = self.0.lock().as_ref().map(|open| open.wanted);
+        Ok(match wanted {
+            wanted if wanted == open => MeshPortChange::Stay,
+            Some(wanted) => MeshPortChange::Open(wanted, Bound::new("ha.mesh.listen", wanted)?),
+            None => MeshPortChange::Close,
+        })
+    }
+
+    /// Serves `surface` there, or stops to.
+    pub(super) fn commit(
+        &self,
+        change: MeshPortChange,
+        surface: MeshSurface,
+        shards: &Shards,
+        tasks: &Tasks,
+    ) {
+        let mut open = self.0.lock();
+        match change {
+            MeshPortChange::Stay => {}
+            MeshPortChange::Close => *open = None,
+            MeshPortChange::Open(wanted, bound) => {
+                let stop = CancellationToken::new();
+                *open = Some(Open {
+                    wanted,
+                    address: bound.address(),
+                    _stop: stop.clone().drop_guard(),
+                });
+                let mesh = surface.mesh.clone();
+                let tls = Arc::new(move || mesh.server_tls());
+                let doorman = Doorman::new(Arc::new(surface), tls, shards.clone(), tasks);
+                doorman.open_until(bound, stop);
+            }
+        }
+    }
+
+    /// Where it is open.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.0.lock().as_ref().map(|open| open.address)
+    }
+}

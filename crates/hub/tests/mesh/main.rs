@@ -1,0 +1,11 @@
+//! Hubs that link with each other, in one process, over real sockets.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test"
+)]
+
+mod life;
+mod member;
+mod proof;
