@@ -149,11 +149,20 @@ impl Member {
         Scrape::parse(&http::get(address, "/metrics").await.unwrap().body).unwrap()
     }
 
-    pub(crate) async fn ready(&self) -> serde_json::Value {
-        let answer = http::get(self.hub.addresses().tunnel, "/readyz")
-            .await
-            .unwrap();
-        serde_json::from_str(&answer.body).unwrap()
+    /// Waits until nothing is wrong with its links.
+    pub(crate) async fn is_ready(&self) {
+        self.readiness("\"ready\"").await;
+    }
+
+    /// Waits until its readiness says `word`.
+    pub(crate) async fn readiness(&self, word: &str) {
+        wait::until(word, async || {
+            let answer = http::get(self.hub.addresses().tunnel, "/readyz").await?;
+            anyhow::ensure!(answer.body.contains(word), "{}", answer.body);
+            Ok(())
+        })
+        .await
+        .unwrap();
     }
 }
 
