@@ -227,9 +227,9 @@ impl Agent {
         if timeout(drain, self.flows.drain()).await.is_err() {
             tracing::warn!(event = "flows_reset", flows = self.flows.len());
             self.flows.abort_all(Reason::Shutdown);
-            // Time for the resets to reach the hubs; flows without a path have none to wait for.
-            let _ = timeout(FAREWELL, self.flows.drain()).await;
         }
+        // Time for the resets to reach the hubs; flows without a path have none to wait for.
+        let _ = timeout(FAREWELL, self.flows.all_over()).await;
         self.tasks.shutdown(FAREWELL).await;
         self.links.shutdown(FAREWELL).await;
         self.ports.shutdown(FAREWELL).await;

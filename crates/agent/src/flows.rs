@@ -73,12 +73,12 @@ impl Flows {
 
     /// How many flows there are.
     pub fn len(&self) -> usize {
-        self.table.len()
+        self.table.live()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.len() == 0
     }
 
     /// Whether any of them waits for a path.
@@ -162,7 +162,7 @@ impl Flows {
             .get(&open.connector)
             .ok_or(Reason::UnknownConnector)?;
         let limits = self.limits.load();
-        if self.table.len() >= limits.max_inflight_cids {
+        if self.len() >= limits.max_inflight_cids {
             return Err(Reason::Limit);
         }
         let counters = self.metrics.connector(&open.connector);
@@ -172,7 +172,7 @@ impl Flows {
             .insert(&flow, limits.idle_timeout.unwrap_or_default());
         counters.connections.inc();
         counters.active.inc();
-        // From here on the flow ends through `closed`, which takes it out again.
+        // From here on the flow ends through `closed` and `over`, which takes it out again.
         if let Err(reason) = link.bind(id, &flow, open) {
             flow.expire(reason);
             return Err(reason);
@@ -254,10 +254,19 @@ impl Flows {
         for flow in self.without_path() {
             flow.expire(Reason::Shutdown);
         }
+        self.until(|| self.is_empty()).await;
+    }
+
+    /// Waits until the hubs know of the end of every flow.
+    pub async fn all_over(&self) {
+        self.until(|| self.table.is_empty()).await;
+    }
+
+    async fn until(&self, reached: impl Fn() -> bool) {
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());
             ended.as_mut().enable();
-            if self.is_empty() {
+            if reached() {
                 return;
             }
             ended.await;
@@ -291,7 +300,7 @@ impl FlowEvents for Flows {
         if flow.is_opened() && matches!(summary.ending, Ending::Local(_)) {
             self.table.remember_ended(flow.cid());
         }
-        self.table.remove(flow.cid());
+        self.table.note_closed();
         let reason = summary.reason();
         if reason == Reason::ResumeExpired {
             self.metrics.expired.inc();
@@ -308,6 +317,11 @@ impl FlowEvents for Flows {
             bytes_c2a = summary.bytes_c2a, bytes_a2c = summary.bytes_a2c,
             duration_ms = summary.duration_ms
         );
+        self.ended.notify_waiters();
+    }
+
+    fn over(&self, flow: &Arc<SocketFlow>) {
+        self.table.remove(flow.cid());
         self.ended.notify_waiters();
     }
 }

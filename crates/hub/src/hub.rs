@@ -429,7 +429,7 @@ impl Hub {
         self.orders.lock().await.close();
         self.close_listeners().await;
         self.router.end(|_| Some(Reason::Shutdown));
-        let _ = timeout(LAST_WORDS, self.router.idle()).await;
+        let _ = timeout(LAST_WORDS, self.router.all_over()).await;
         self.tunnels.close(Reason::Shutdown);
         self.mesh.close(Reason::Shutdown);
         self.tasks.shutdown(WIND_DOWN).await;

@@ -36,7 +36,15 @@ pub struct Router {
     metrics: Arc<Metrics>,
     tasks: Tasks,
     flows: Mutex<HashMap<Cid, Entry>>,
-    count: watch::Sender<usize>,
+    count: watch::Sender<Count>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Count {
+    /// Flows with a client.
+    live: usize,
+    /// Those and the ones of whose end the agent is still to hear.
+    all: usize,
 }
 
 /// What a router brings together.
@@ -79,7 +87,7 @@ impl Router {
             metrics,
             tasks,
             flows: Mutex::default(),
-            count: watch::Sender::new(0),
+            count: watch::Sender::default(),
         });
         let weak = Arc::downgrade(&router);
         tunnels.on_arrival(move |session| {
@@ -126,29 +134,28 @@ impl Router {
         };
         let client = ClientFlow::new(self, permit);
         let flow = client.clone().with_socket(stream, &self.engine);
-        let count = {
-            let mut flows = self.flows.lock();
-            flows.insert(
-                flow.cid(),
-                Entry {
-                    flow: flow.clone(),
-                    client: client.clone(),
-                },
-            );
-            flows.len()
+        let entry = Entry {
+            flow: flow.clone(),
+            client: client.clone(),
         };
-        self.count.send_replace(count);
+        self.flows.lock().insert(flow.cid(), entry);
+        self.count.send_modify(|count| {
+            count.live += 1;
+            count.all += 1;
+        });
         client.offer(&flow, path);
     }
 
-    /// Every flow, for status and for what goes over all of them.
+    /// Every flow that has a client, for status.
     pub fn flows(&self) -> Vec<Entry> {
-        self.flows.lock().values().cloned().collect()
+        let mut flows: Vec<_> = self.flows.lock().values().cloned().collect();
+        flows.retain(|entry| !entry.flow.has_ended());
+        flows
     }
 
     /// Flows that exist now.
     pub fn count(&self) -> usize {
-        self.flows.lock().len()
+        self.count.borrow().live
     }
 
     /// Milliseconds since bytes of `flow` last moved.
@@ -158,9 +165,18 @@ impl Router {
 
     /// Waits until no flow is left.
     pub async fn idle(&self) {
+        self.until(|count| count.live == 0).await;
+    }
+
+    /// Waits until the agents know of the end of every flow.
+    pub async fn all_over(&self) {
+        self.until(|count| count.all == 0).await;
+    }
+
+    async fn until(&self, reached: impl Fn(Count) -> bool) {
         let mut count = self.count.subscribe();
         // The sender lives as long as `self`.
-        let _ = count.wait_for(|count| *count == 0).await;
+        let _ = count.wait_for(|count| reached(*count)).await;
     }
 
     /// Ends every flow that `doom` names a reason for.
@@ -271,23 +287,25 @@ impl Router {
         self.metrics.flows.resumes.with([result]).inc();
     }
 
+    fn note_closed(&self) {
+        self.count.send_modify(|count| count.live -= 1);
+    }
+
     fn forget(&self, cid: Cid) {
-        let count = {
-            let mut flows = self.flows.lock();
-            flows.remove(&cid);
-            flows.len()
-        };
-        self.count.send_replace(count);
+        if self.flows.lock().remove(&cid).is_some() {
+            self.count.send_modify(|count| count.all -= 1);
+        }
     }
 }
 
-/// Ends a flow; the other end is told when there is a path.
+/// Ends a flow; the other end is told, when the path is away as soon as it comes back within the
+/// grace.
 pub(crate) fn end_flow(flow: &Arc<SocketFlow>, reason: Reason) {
-    // A reset while the path is away is told when it comes back, within the grace.
-    if flow.link().is_some() || reason == Reason::SocketReset {
-        flow.abort(reason)
-    } else {
-        flow.expire(reason)
+    match reason {
+        Reason::ResumeExpired => flow.expire(reason),
+        // Nobody will be here to tell.
+        Reason::Shutdown if flow.link().is_none() => flow.expire(reason),
+        _ => flow.abort(reason),
     }
 }
 

@@ -44,6 +44,11 @@ impl Budget {
         self.first_window
     }
 
+    /// Flows that have a share set aside.
+    pub(crate) fn shares(&self) -> u64 {
+        *self.shares.lock()
+    }
+
     /// Sets shares aside for `flows` flows in all, from what is free.
     ///
     /// # Errors

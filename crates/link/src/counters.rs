@@ -1,6 +1,6 @@
 //! What the engine counts. The hub and the agent name these in their metrics.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
@@ -54,6 +54,8 @@ pub struct Engine {
     pub counters: EngineCounters,
     /// Time that flows spent waiting for the peer's credit, in microseconds.
     pub blocked_micros: AtomicU64,
+    /// Flows that have ended and wait for the peer's word that it knows.
+    farewells: AtomicU64,
     started: Instant,
 }
 
@@ -65,8 +67,23 @@ impl Engine {
             budget,
             counters,
             blocked_micros: AtomicU64::new(0),
+            farewells: AtomicU64::new(0),
             started: Instant::now(),
         }
+    }
+
+    /// A flow that has ended begins to wait for its peer's word; false when as many do as there may
+    /// be flows, so that nobody can make this process remember more by opening and resetting.
+    pub(crate) fn begin_farewell(&self) -> bool {
+        let most = self.budget.shares();
+        let more = |n: u64| (n < most).then_some(n + 1);
+        let (order, begun) = (Ordering::Relaxed, &self.farewells);
+        begun.fetch_update(order, order, more).is_ok()
+    }
+
+    /// It waits no longer.
+    pub(crate) fn end_farewell(&self) {
+        self.farewells.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Milliseconds of the process's monotonic clock.

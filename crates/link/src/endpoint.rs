@@ -147,7 +147,9 @@ impl SocketFlow {
                 owing: false,
                 borrowed: 0,
                 shown: 0,
-                closed: false,
+                ended_ms: None,
+                lingers: false,
+                over: false,
                 before: None,
                 on_closed: None,
             }),
@@ -178,17 +180,16 @@ impl SocketFlow {
         self.since
     }
 
-    /// Whether it has ended.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        let state = self.state.lock();
-        state.closed || state.flow.ending().is_some()
-    }
-
     /// Whether the other end has accepted it (origin), or its socket is connected (target).
     #[must_use]
     pub fn is_opened(&self) -> bool {
         self.state.lock().flow.is_opened()
+    }
+
+    /// Whether it has ended, though the other end may not know yet.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.state.lock().flow.ending().is_some()
     }
 
     /// When bytes last moved, in milliseconds of [`Engine::now_ms`].
@@ -203,8 +204,8 @@ impl SocketFlow {
         self.state.lock().detached_ms
     }
 
-    /// Why the flow should be ended now, if it should: no path came back within `grace`, nothing
-    /// moved for `idle` (`None` is for ever), or its socket was reset while nobody read it (it has no
+    /// Why the flow should be ended now, if it should: no path came back within `grace` (or, where it
+    /// has ended already, no word of the other end), nothing moved for `idle` (`None` is for ever), or its socket was reset while nobody read it (it has no
     /// path, or no room: the event loop says nothing about a socket that is readable already). To
     /// be asked about once a second.
     #[must_use]
@@ -212,6 +213,9 @@ impl SocketFlow {
         let now_ms = self.engine.now_ms();
         let since = |then_ms: u64| Duration::from_millis(now_ms.saturating_sub(then_ms));
         let state = self.state.lock();
+        if let Some(then) = state.ended_ms {
+            return (since(then) >= grace).then_some(Reason::ResumeExpired);
+        }
         let unread = state.detached_ms.is_some() || state.flow.room() == 0;
         let is_reset = |socket: &TcpStream| !matches!(socket.take_error(), Ok(None));
         if state.detached_ms.is_some_and(|then| since(then) >= grace) {
@@ -249,7 +253,7 @@ impl SocketFlow {
     pub fn connected(self: &Arc<Self>, socket: TcpStream) {
         {
             let mut state = self.state.lock();
-            if state.closed || state.flow.ending().is_some() {
+            if state.flow.ending().is_some() {
                 return;
             }
             state.socket = Some(socket);
@@ -266,25 +270,21 @@ impl SocketFlow {
 
     /// Ends the flow from this side, as a reset; before a target is connected this refuses it.
     pub fn abort(self: &Arc<Self>, reason: Reason) {
-        let over = {
-            let mut state = self.state.lock();
-            state.flow.abort(reason);
-            state.close_socket();
-            state.flow.is_over()
-        };
-        if over {
-            self.finish();
-        } else {
-            // The path must still be told, if there is one, or will be when it comes.
-            self.wake_by_ref();
-        }
+        self.state.lock().flow.abort(reason);
+        self.conclude();
+        // The path must still be told, if there is one, or will be when it comes.
+        self.wake_by_ref();
     }
 
     /// Ends the flow for good, whether or not the other end can be told: its path did not come
     /// back in time.
     pub fn expire(self: &Arc<Self>, reason: Reason) {
-        self.state.lock().flow.abort(reason);
-        self.finish();
+        {
+            let mut state = self.state.lock();
+            state.flow.abort(reason);
+            state.flow.give_up();
+        }
+        self.conclude();
     }
 
     /// Origin, without a path: takes the offer back from an agent that has not answered, so that
@@ -304,7 +304,7 @@ impl SocketFlow {
     pub async fn closed(&self) {
         poll_fn(|cx| {
             let mut state = self.state.lock();
-            if state.closed || state.flow.ending().is_some() {
+            if state.flow.ending().is_some() {
                 return Poll::Ready(());
             }
             state.on_closed = Some(cx.waker().clone());
@@ -326,6 +326,8 @@ impl SocketFlow {
         self.leave_carrier(Some(link));
         let mut state = self.state.lock();
         let peer = link.peer();
+        let echoes = !link.is_v1() && !state.is_hushed();
+        state.flow.set_echoes(echoes);
         state
             .flow
             .attach_origin(u64::from(peer.first_window), peer.first_window);
@@ -342,9 +344,11 @@ impl SocketFlow {
     ) -> Result<(), Reason> {
         self.leave_carrier(Some(link));
         let mut state = self.state.lock();
-        if state.closed || state.flow.is_over() {
+        if state.over || state.flow.is_over() {
             return Err(Reason::UnknownFlow);
         }
+        let echoes = !link.is_v1() && !state.is_hushed();
+        state.flow.set_echoes(echoes);
         let first_window = link.peer().first_window;
         state
             .flow
@@ -393,7 +397,7 @@ impl SocketFlow {
             }
             *carrier = None;
         }
-        let over = {
+        let (ended, over) = {
             let mut state = self.state.lock();
             state.flow.detach();
             state.detached_ms = Some(self.engine.now_ms());
@@ -402,12 +406,14 @@ impl SocketFlow {
             self.note_unblocked(&mut state);
             if !resumable {
                 state.flow.abort(Reason::WsBroken);
+                state.flow.give_up();
             }
-            !resumable || state.flow.is_over()
+            (state.flow.ending().is_some(), state.flow.is_over())
         };
-        if over {
-            self.finish()
-        } else {
+        if ended {
+            self.conclude();
+        }
+        if !over {
             self.events.path_lost(self)
         }
     }
@@ -446,32 +452,38 @@ impl SocketFlow {
         }
     }
 
-    /// The flow is over: closes the socket, leaves the link, returns what it borrowed, and says so,
-    /// once.
-    fn finish(self: &Arc<Self>) {
-        let (summary, id) = {
+    /// The flow has ended: closes the socket, returns what it borrowed, and says so, once. When the
+    /// other end knows, or need not, the flow leaves its link and is forgotten.
+    fn conclude(self: &Arc<Self>) {
+        let (ended, over, id) = {
             let mut state = self.state.lock();
-            if std::mem::replace(&mut state.closed, true) {
+            if state.flow.ending().is_none() {
                 return;
             }
-            state.close_socket();
-            self.note_unblocked(&mut state);
-            self.engine
-                .budget
-                .give_back(std::mem::take(&mut state.borrowed));
-            self.counters
-                .inbox_bytes
-                .dec_by(std::mem::take(&mut state.shown));
-            if let Some(waker) = state.on_closed.take() {
-                waker.wake();
+            let ended = state.ended_ms.is_none().then(|| {
+                self.note_unblocked(&mut state);
+                self.counters
+                    .inbox_bytes
+                    .dec_by(std::mem::take(&mut state.shown));
+                state.release(&self.engine);
+                self.summary(&state)
+            });
+            let over = state.flow.is_over() && !std::mem::replace(&mut state.over, true);
+            if over && std::mem::take(&mut state.lingers) {
+                self.engine.end_farewell();
             }
-            (self.summary(&state), state.id)
+            (ended, over, state.id)
         };
-        let link = self.carrier.lock().take();
-        if let Some(link) = link {
-            link.forget(id, self.address());
+        if let Some(summary) = ended {
+            self.events.closed(self, summary);
         }
-        self.events.closed(self, summary);
+        if over {
+            let link = self.carrier.lock().take();
+            if let Some(link) = link {
+                link.forget(id, self.address());
+            }
+            self.events.over(self);
+        }
     }
 
     fn summary(&self, state: &State) -> Summary {

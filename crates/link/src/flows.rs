@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nowconnect_proto::{Cid, Reason};
@@ -18,6 +19,7 @@ const REMEMBERED: usize = 16_384;
 pub struct FlowTable {
     engine: Arc<Engine>,
     flows: Mutex<HashMap<Cid, Entry>>,
+    live: AtomicUsize,
     ended: Mutex<Ended>,
 }
 
@@ -52,6 +54,7 @@ impl FlowTable {
         Self {
             engine: Arc::clone(engine),
             flows: Mutex::default(),
+            live: AtomicUsize::new(0),
             ended: Mutex::default(),
         }
     }
@@ -59,6 +62,7 @@ impl FlowTable {
     /// Adds a flow, which is ended when nothing moves for `idle_timeout` (zero: never).
     pub fn insert(&self, flow: &Arc<SocketFlow>, idle_timeout: Duration) {
         let idle_timeout = (!idle_timeout.is_zero()).then_some(idle_timeout);
+        self.live.fetch_add(1, Ordering::Relaxed);
         self.flows.lock().insert(
             flow.cid(),
             Entry {
@@ -77,7 +81,18 @@ impl FlowTable {
             .map(|entry| Arc::clone(&entry.flow))
     }
 
-    /// Takes a flow out; to be called when it closed.
+    /// Counts a flow no more; to be called when it closed.
+    pub fn note_closed(&self) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many there are that have not closed.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Takes a flow out; to be called when it is over.
     pub fn remove(&self, cid: Cid) {
         let mut flows = self.flows.lock();
         flows.remove(&cid);
@@ -86,7 +101,7 @@ impl FlowTable {
         }
     }
 
-    /// How many there are.
+    /// How many there are, with those that only wait for the other end to know of their end.
     #[must_use]
     pub fn len(&self) -> usize {
         self.flows.lock().len()

@@ -22,7 +22,9 @@ use nowconnect_link::ws;
 use nowconnect_proto::frame::{Frame, Open, OpenMode};
 use nowconnect_proto::{Cid, FlowId, Reason};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -39,8 +41,12 @@ struct Side {
 
 impl Side {
     fn new(target: Option<SocketAddr>) -> Arc<Self> {
+        Self::with_flows(target, 200)
+    }
+
+    fn with_flows(target: Option<SocketAddr>, flows: usize) -> Arc<Self> {
         let engine = Arc::new(Engine::new(
-            Budget::new(64 << 20, 200),
+            Budget::new(64 << 20, flows),
             EngineCounters::default(),
         ));
         Arc::new(Self {
@@ -66,9 +72,12 @@ impl FlowEvents for Events {
 
     fn path_lost(&self, _: &Arc<SocketFlow>) {}
 
-    fn closed(&self, flow: &Arc<SocketFlow>, _: Summary) {
-        self.0.flows.remove(flow.cid());
+    fn closed(&self, _: &Arc<SocketFlow>, _: Summary) {
         self.0.closed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn over(&self, flow: &Arc<SocketFlow>) {
+        self.0.flows.remove(flow.cid());
     }
 }
 
@@ -113,11 +122,66 @@ async fn socket_pair() -> (TcpStream, TcpStream) {
 struct Tunnel {
     hub: Arc<Link>,
     tasks: Vec<JoinHandle<LinkClosed>>,
+    pipe: Option<Pipe>,
+}
+
+/// What lies between two sockets, and can swallow what they say without a word.
+struct Pipe {
+    /// From the hub to the agent, and back.
+    held: [Arc<Notify>; 2],
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Pipe {
+    async fn lay() -> (Self, TcpStream, TcpStream) {
+        let ((near, left), (right, far)) = tokio::join!(socket_pair(), socket_pair());
+        let (left, right) = (left.into_split(), right.into_split());
+        let held = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+        let copy = |mut from: OwnedReadHalf, mut to: OwnedWriteHalf, held: Arc<Notify>| {
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = tokio::io::copy(&mut from, &mut to) => {}
+                    () = held.notified() => std::future::pending().await,
+                }
+            })
+        };
+        let tasks = [
+            copy(left.0, right.1, Arc::clone(&held[0])),
+            copy(right.0, left.1, Arc::clone(&held[1])),
+        ];
+        (Self { held, tasks }, near, far)
+    }
+
+    /// From now on nothing arrives, and nobody notices.
+    fn hold(&self) {
+        self.held.iter().for_each(|held| held.notify_one());
+    }
+
+    /// The same for what the agent says.
+    fn hold_answers(&self) {
+        self.held[1].notify_one();
+    }
 }
 
 impl Tunnel {
     async fn up(hub: &Arc<Side>, agent: &Arc<Side>) -> Self {
         let (near, far) = socket_pair().await;
+        Self::over(near, far, hub, agent)
+    }
+
+    /// A tunnel that can be held up.
+    async fn through_pipe(hub: &Arc<Side>, agent: &Arc<Side>) -> Self {
+        let (pipe, near, far) = Pipe::lay().await;
+        let mut tunnel = Self::over(near, far, hub, agent);
+        tunnel.pipe = Some(pipe);
+        tunnel
+    }
+
+    fn pipe(&self) -> &Pipe {
+        self.pipe.as_ref().expect("a pipe")
+    }
+
+    fn over(near: TcpStream, far: TcpStream, hub: &Arc<Side>, agent: &Arc<Side>) -> Self {
         let mut tasks = Vec::new();
         let mut link = |io, side: &Arc<Side>, other: &Arc<Side>, role, ws_role, mask| {
             let wire = Wire::V2 {
@@ -160,6 +224,7 @@ impl Tunnel {
         Self {
             hub: hub_link,
             tasks,
+            pipe: None,
         }
     }
 
@@ -168,6 +233,9 @@ impl Tunnel {
         for task in self.tasks {
             task.abort();
             let _ = task.await;
+        }
+        if let Some(pipe) = self.pipe {
+            pipe.tasks.iter().for_each(JoinHandle::abort);
         }
     }
 }
@@ -339,6 +407,98 @@ async fn a_reset_is_a_reset_on_the_other_side() {
         hub.flows.is_empty() && agent.flows.is_empty()
     })
     .await;
+}
+
+/// A client and its target, connected through a tunnel that can be held up.
+async fn connected(hub: &Arc<Side>, agent: &mut Arc<Side>) -> (Tunnel, TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    *agent = Side::new(Some(listener.local_addr().expect("address")));
+    let tunnel = Tunnel::through_pipe(hub, agent).await;
+    let mut client = client_of(hub, &tunnel).await;
+    client.write_all(b"hello").await.expect("write");
+    let (mut target, _) = listener.accept().await.expect("accept");
+    target.read_exact(&mut [0; 5]).await.expect("early bytes");
+    (tunnel, client, target)
+}
+
+fn reset(socket: TcpStream) {
+    socket.set_zero_linger().expect("linger");
+    drop(socket);
+}
+
+async fn hears_of_the_reset(socket: &mut TcpStream) {
+    let mut buffer = [0; 8];
+    let read = timeout(SOON, socket.read(&mut buffer));
+    let error = read.await.expect("in time").expect_err("no end of file");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_reset_that_is_lost_with_its_path_is_told_over_the_next_one() {
+    for by_client in [true, false] {
+        let (hub, mut agent) = (Side::new(None), Side::new(None));
+        let (tunnel, client, target) = connected(&hub, &mut agent).await;
+        tunnel.pipe().hold();
+        let (first, mut last, teller, hearer) = match by_client {
+            true => (client, target, &hub, &agent),
+            false => (target, client, &agent, &hub),
+        };
+        reset(first);
+        let told = || teller.engine.counters.rst_sent.get() == 1;
+        until("one end has told its path", told).await;
+        assert_eq!(
+            teller.closed.load(Ordering::Relaxed),
+            1,
+            "its socket is closed"
+        );
+        tunnel.cut().await;
+        assert_eq!(hearer.closed.load(Ordering::Relaxed), 0);
+
+        let next = Tunnel::up(&hub, &agent).await;
+        for flow in hub.flows.select(|_| true) {
+            next.hub.attach(&flow, 2).expect("attached");
+        }
+        hears_of_the_reset(&mut last).await;
+        until("both forgot the flow", || {
+            hub.flows.is_empty() && agent.flows.is_empty()
+        })
+        .await;
+        assert_eq!(next.hub.active_flows(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_confirmation_that_is_lost_with_its_path_costs_nothing() {
+    let (hub, mut agent) = (Side::new(None), Side::new(None));
+    let (tunnel, client, mut target) = connected(&hub, &mut agent).await;
+    tunnel.pipe().hold_answers();
+    reset(client);
+    hears_of_the_reset(&mut target).await;
+    until("the agent forgot the flow", || agent.flows.is_empty()).await;
+    tunnel.cut().await;
+    let next = Tunnel::up(&hub, &agent).await;
+    let flow = hub.flows.select(|_| true).pop().expect("a flow that waits");
+    next.hub.attach(&flow, 2).expect("attached");
+    until("the hub forgot it too", || hub.flows.is_empty()).await;
+    assert_eq!(next.hub.active_flows(), 0);
+}
+
+#[tokio::test]
+async fn no_more_ended_flows_wait_for_a_word_than_there_may_be_flows() {
+    let hub = Side::with_flows(None, 3);
+    let agent = Side::new(Some(target(0).await));
+    let tunnel = Tunnel::through_pipe(&hub, &agent).await;
+    tunnel.pipe().hold();
+    for _ in 0..10 {
+        let mut client = client_of(&hub, &tunnel).await;
+        client.write_all(b"hello").await.expect("write");
+        reset(client);
+    }
+    let all = || hub.closed.load(Ordering::Relaxed) == 10;
+    until("all clients are gone", all).await;
+    until("three wait", || hub.flows.len() == 3).await;
+    hub.flows.sweep(Duration::ZERO);
+    assert!(hub.flows.is_empty());
 }
 
 #[tokio::test]

@@ -12,7 +12,9 @@
 //!   bytes than the window it granted;
 //! - bytes are kept until the peer acknowledged that it *handed them on*, so that a lost path loses
 //!   nothing;
-//! - a FIN occupies one offset of its own, so that its acknowledgement is unambiguous.
+//! - a FIN occupies one offset of its own, so that its acknowledgement is unambiguous;
+//! - an end that gave up repeats its RST on every further path until the other end has confirmed
+//!   it, or turned out not to know the flow: no farewell is lost with its path.
 
 use bytes::Bytes;
 
@@ -84,6 +86,19 @@ pub enum Ending {
     Remote(Reason),
 }
 
+/// What is left to say, or to hear, about the end of a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Farewell {
+    /// Nothing: the flow can be forgotten.
+    Done,
+    /// This end gave up, and the other one is to be told.
+    Due,
+    /// It was told on this path, and has not confirmed it.
+    Unconfirmed,
+    /// The other end gave up, which is to be confirmed.
+    Echo,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Path {
     /// No link carries the flow.
@@ -109,8 +124,9 @@ pub struct Flow {
     /// The origin has seen an answer; the target has a socket.
     opened: bool,
     ending: Option<Ending>,
-    /// The peer must still be told of [`Ending::Local`].
-    farewell_due: bool,
+    farewell: Farewell,
+    /// The other end confirms a reset.
+    echoes: bool,
     /// An OPEN was sent on some path, so the other end may know the flow.
     offered: bool,
 
@@ -160,7 +176,8 @@ impl Flow {
             path: Path::Detached,
             opened: false,
             ending: None,
-            farewell_due: false,
+            farewell: Farewell::Done,
+            echoes: true,
             offered: side == Side::Target,
             replay: ByteQueue::default(),
             acked: 0,
@@ -269,17 +286,40 @@ impl Flow {
     }
 
     /// Ends the flow from this side. The peer is told as soon as a path can tell it; where the
-    /// target end has no socket yet this is a refusal.
+    /// target end has no socket yet this is a refusal. The flow is [over](Flow::is_over) when the
+    /// peer is known to have heard of it.
     pub fn abort(&mut self, reason: Reason) {
         if self.ending.is_none() {
             self.end_with(Ending::Local(reason));
-            self.farewell_due = self.offered;
+            if self.offered {
+                self.farewell = Farewell::Due;
+            }
         }
+    }
+
+    /// Forgets a flow that has ended, whatever the peer knows of it.
+    pub fn give_up(&mut self) {
+        debug_assert!(self.ending.is_some());
+        self.farewell = Farewell::Done;
+    }
+
+    /// Tells the peer of the end if it can be told now, and does not wait for an answer.
+    pub fn tell_once(&mut self) {
+        self.echoes = false;
+        match self.farewell {
+            Farewell::Unconfirmed => self.farewell = Farewell::Done,
+            Farewell::Due if self.path == Path::Detached => self.farewell = Farewell::Done,
+            _ => {}
+        }
+    }
+
+    /// Whether the peer confirms a reset, which version 1 does not. A new flow's does.
+    pub fn set_echoes(&mut self, echoes: bool) {
+        self.echoes = echoes;
     }
 
     fn end_with(&mut self, ending: Ending) {
         self.ending = Some(ending);
-        self.farewell_due = false;
         self.replay.clear();
         self.inbox.clear();
     }
@@ -290,6 +330,7 @@ impl Flow {
     /// `ack_every` how many bytes it can do without acknowledgement.
     pub fn attach_origin(&mut self, limit: u64, ack_every: u32) {
         debug_assert_eq!(self.side, Side::Origin);
+        self.detach();
         self.set_ack_every(ack_every);
         self.path = Path::MustOpen(match (self.offered, self.opened) {
             (false, _) => {
@@ -343,6 +384,7 @@ impl Flow {
         ack_every: u32,
     ) -> Result<(), Reason> {
         debug_assert_eq!(self.side, Side::Target);
+        self.detach();
         self.set_ack_every(ack_every);
         self.path = if self.opened {
             Path::MustAnswer
@@ -356,6 +398,13 @@ impl Flow {
     /// The link is gone. What was on its way may be lost; what was received stays.
     pub fn detach(&mut self) {
         self.path = Path::Detached;
+        self.farewell = match self.farewell {
+            Farewell::Unconfirmed => Farewell::Due,
+            // Whoever gave up will hear that the flow is not known here.
+            Farewell::Echo => Farewell::Done,
+            Farewell::Due if !self.echoes => Farewell::Done,
+            other => other,
+        };
     }
 
     /// Whether a link carries the flow.
@@ -390,7 +439,7 @@ impl Flow {
         match self.path {
             Path::Detached => return None,
             Path::MustOpen(mode) => {
-                if self.ending.is_some() && !self.farewell_due {
+                if self.ending.is_some() && !self.has_farewell() {
                     return None;
                 }
                 self.path = Path::Opening(mode);
@@ -408,11 +457,11 @@ impl Flow {
                     limit: self.granted,
                 });
             }
-            Path::Dialing if !self.farewell_due => return None,
+            Path::Dialing if !self.has_farewell() => return None,
             _ => {}
         }
         if self.ending.is_some() {
-            return self.farewell();
+            return self.farewell_step();
         }
         if matches!(self.path, Path::Opening(mode) if mode != OpenMode::New) {
             return None;
@@ -452,8 +501,8 @@ impl Flow {
     pub fn has_step(&self) -> bool {
         match self.path {
             Path::Detached => false,
-            Path::MustOpen(_) | Path::MustAnswer => self.ending.is_none() || self.farewell_due,
-            _ if self.ending.is_some() => self.farewell_due,
+            Path::MustOpen(_) | Path::MustAnswer => self.ending.is_none() || self.has_farewell(),
+            _ if self.ending.is_some() => self.has_farewell(),
             Path::Dialing => false,
             Path::Opening(mode) if mode != OpenMode::New => false,
             Path::Opening(_) | Path::Live => {
@@ -470,17 +519,31 @@ impl Flow {
         self.path == Path::Live && self.ending.is_none() && self.ack() > self.told
     }
 
-    fn farewell(&mut self) -> Option<Step> {
-        let Some(Ending::Local(reason)) = self.ending else {
-            return None;
+    fn has_farewell(&self) -> bool {
+        matches!(self.farewell, Farewell::Due | Farewell::Echo)
+    }
+
+    fn farewell_step(&mut self) -> Option<Step> {
+        let reason = match (self.farewell, self.ending) {
+            (Farewell::Due, Some(Ending::Local(reason))) => reason,
+            (Farewell::Echo, _) => {
+                self.farewell = Farewell::Done;
+                let reason = Reason::UnknownFlow;
+                return Some(Step::Rst { reason });
+            }
+            _ => return None,
         };
-        if !std::mem::take(&mut self.farewell_due) {
-            return None;
+        if self.side == Side::Target && !self.opened {
+            // The origin takes it for an answer; if it is lost, the flow may be offered again.
+            self.farewell = Farewell::Done;
+            return Some(Step::Refuse { reason });
         }
-        Some(match (self.side, self.opened) {
-            (Side::Target, false) => Step::Refuse { reason },
-            _ => Step::Rst { reason },
-        })
+        self.farewell = if self.echoes {
+            Farewell::Unconfirmed
+        } else {
+            Farewell::Done
+        };
+        Some(Step::Rst { reason })
     }
 
     fn credit_due(&self, flush: bool) -> bool {
@@ -510,6 +573,9 @@ impl Flow {
     /// # Errors
     /// The reason to reset the flow with.
     pub fn on_open_ack(&mut self, received: u64, limit: u64) -> Result<(), Reason> {
+        if self.ending.is_some() {
+            return Ok(());
+        }
         let Path::Opening(mode) = self.path else {
             return Err(Reason::ProtocolError);
         };
@@ -529,7 +595,7 @@ impl Flow {
     }
 
     /// Origin: the other end does not take the flow. Whether another may be asked is for the
-    /// caller to decide ([`Flow::rewind`]); otherwise it calls [`Flow::on_rst`].
+    /// caller to decide ([`Flow::rewind`]); otherwise it calls [`Flow::refused`].
     ///
     /// # Errors
     /// [`Reason::ProtocolError`] when the flow was not waiting for an answer.
@@ -621,13 +687,29 @@ impl Flow {
         Ok(())
     }
 
-    /// The other end gave up.
+    /// The other end gave up, confirms that this one did ([`Reason::UnknownFlow`]), or does not
+    /// know the flow (the same reason).
     pub fn on_rst(&mut self, reason: Reason) {
+        let waits = self.echoes && reason != Reason::UnknownFlow;
+        // An RST of our own that it gets, or has got, on this path is as good as an echo.
+        let told = self.farewell == Farewell::Unconfirmed;
+        let over = self.is_over();
         if self.ending.is_none() {
             self.end_with(Ending::Remote(reason));
-        } else {
-            self.farewell_due = false;
         }
+        self.farewell = if waits && !told && !over {
+            Farewell::Echo
+        } else {
+            Farewell::Done
+        };
+    }
+
+    /// Origin: no agent takes the flow.
+    pub fn refused(&mut self, reason: Reason) {
+        if self.ending.is_none() {
+            self.end_with(Ending::Remote(reason));
+        }
+        self.farewell = Farewell::Done;
     }
 
     // ---- how it stands --------------------------------------------------------------------------
@@ -638,10 +720,10 @@ impl Flow {
         self.ending
     }
 
-    /// Whether the flow ended and the peer needs no more word of it.
+    /// Whether the flow ended, and there is nothing more to say or to hear about that.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.ending.is_some() && !self.farewell_due
+        self.ending.is_some() && self.farewell == Farewell::Done
     }
 
     /// Whether the socket has ended both ways in good order, so that even a reset flow closes it

@@ -197,8 +197,78 @@ fn after_the_end_everything_is_ignored() {
             reason: Reason::IdleTimeout
         })
     );
-    assert!(flow.is_over() && flow.next_step(1024, true).is_none());
+    assert!(!flow.is_over() && flow.next_step(1024, true).is_none());
     assert_eq!((flow.held(), flow.room()), (0, 0));
-    flow.on_rst(Reason::SocketReset);
+    flow.on_rst(Reason::UnknownFlow);
+    assert!(flow.is_over() && flow.next_step(1024, true).is_none());
     assert_eq!(flow.ending(), Some(Ending::Local(Reason::IdleTimeout)));
+    flow.on_rst(Reason::SocketReset);
+    assert!(flow.is_over() && flow.next_step(1024, true).is_none());
+}
+
+fn rst(reason: Reason) -> Option<Step> {
+    Some(Step::Rst { reason })
+}
+
+#[test]
+fn a_reset_is_confirmed_unless_it_says_that_the_flow_is_not_known() {
+    let mut flow = live(10);
+    flow.on_rst(Reason::SocketReset);
+    assert!(!flow.is_over() && flow.has_step());
+    assert_eq!(flow.next_step(0, false), rst(Reason::UnknownFlow));
+    assert!(flow.is_over() && !flow.has_step());
+    let mut flow = live(10);
+    flow.on_rst(Reason::UnknownFlow);
+    assert!(flow.is_over() && !flow.has_step());
+}
+
+#[test]
+fn a_reset_is_repeated_on_the_next_path_until_it_is_confirmed() {
+    let mut flow = live(10);
+    flow.abort(Reason::IdleTimeout);
+    for _ in 0..2 {
+        assert_eq!(flow.next_step(0, false), rst(Reason::IdleTimeout));
+        flow.detach();
+        assert!(!flow.is_over());
+        flow.attach_origin(0, 1024);
+        let open = flow.next_step(0, false);
+        assert!(matches!(
+            open,
+            Some(Step::Open {
+                mode: OpenMode::Resume,
+                ..
+            })
+        ));
+    }
+    assert_eq!(flow.on_refuse(), Ok(()));
+    flow.refused(Reason::UnknownFlow);
+    assert!(flow.is_over());
+}
+
+#[test]
+fn where_both_ends_reset_at_once_each_sends_one_reset() {
+    let mut flow = live(10);
+    flow.abort(Reason::IdleTimeout);
+    flow.on_rst(Reason::SocketReset);
+    assert!(!flow.is_over(), "the other end waits for a word");
+    assert!(flow.next_step(0, false).is_some() && flow.is_over());
+    let mut flow = live(10);
+    flow.abort(Reason::IdleTimeout);
+    assert_eq!(flow.next_step(0, false), rst(Reason::IdleTimeout));
+    flow.on_rst(Reason::SocketReset);
+    assert!(flow.is_over() && !flow.has_step());
+}
+
+#[test]
+fn nothing_is_confirmed_where_the_peer_does_not_do_so() {
+    let mut flow = live(10);
+    flow.set_echoes(false);
+    flow.on_rst(Reason::SocketReset);
+    assert!(flow.is_over());
+    let mut flow = live(10);
+    flow.set_echoes(false);
+    flow.abort(Reason::IdleTimeout);
+    assert!(!flow.is_over());
+    assert_eq!(flow.next_step(0, false), rst(Reason::IdleTimeout));
+    assert!(flow.is_over());
 }

@@ -43,6 +43,7 @@ impl End {
         };
         let flow = (side == Side::Origin).then(|| {
             let mut flow = Flow::new(side, WINDOW, ALLOWANCE, 0);
+            flow.set_echoes(false);
             flow.attach_origin(u64::from(EARLY_WINDOW), ALLOWANCE);
             flow
         });
@@ -181,6 +182,7 @@ impl End {
         if let Frame::Open { open, .. } = &frame {
             let mut flow = Flow::new(Side::Target, WINDOW, ALLOWANCE, open.limit);
             flow.attach_target(0, open.limit, ALLOWANCE).unwrap();
+            flow.set_echoes(false);
             self.flow = Some(flow);
             return;
         }
@@ -203,7 +205,7 @@ impl End {
             Frame::Refuse { reason, .. } => {
                 self.refused = Some(reason);
                 let answer = flow.on_refuse();
-                flow.on_rst(reason);
+                flow.refused(reason);
                 answer
             }
             other => panic!("{other:?}"),

@@ -288,7 +288,7 @@ impl FlowEvents for ClientFlow {
 
     fn path_lost(&self, flow: &Arc<SocketFlow>) {
         let (Some(holder), Some(entry)) = (self.holder(), self.router.entry(self.cid)) else {
-            return end_flow(flow, Reason::ConnectionLost);
+            return flow.expire(Reason::ConnectionLost);
         };
         // A hub whose link is up has said that it has no path; it is asked again in a moment.
         let shunned = self.place().filter(|hub| self.router.paths.reaches(hub));
@@ -298,7 +298,7 @@ impl FlowEvents for ClientFlow {
         }
     }
 
-    fn closed(&self, flow: &Arc<SocketFlow>, summary: Summary) {
+    fn closed(&self, _: &Arc<SocketFlow>, summary: Summary) {
         let door = self.permit.door();
         self.permit.release();
         door.metrics.active.dec();
@@ -306,9 +306,6 @@ impl FlowEvents for ClientFlow {
             .duration
             .observe(summary.duration_ms as f64 / 1e3);
         let holder = self.holder();
-        if let Some(holder) = &holder {
-            self.router.orphans.take(holder, self.cid);
-        }
         self.router.count_lost(summary.reason());
         tracing::info!(
             event = "flow_closed",
@@ -323,6 +320,13 @@ impl FlowEvents for ClientFlow {
             duration_ms = summary.duration_ms,
             reason = summary.reason().name(),
         );
+        self.router.note_closed();
+    }
+
+    fn over(&self, flow: &Arc<SocketFlow>) {
+        if let Some(holder) = self.holder() {
+            self.router.orphans.take(&holder, self.cid);
+        }
         self.router.forget(flow.cid());
     }
 }

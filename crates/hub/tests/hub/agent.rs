@@ -258,7 +258,9 @@ impl FlowEvents for Ends {
 
     fn path_lost(&self, _: &Arc<SocketFlow>) {}
 
-    fn closed(&self, flow: &Arc<SocketFlow>, _: Summary) {
+    fn closed(&self, _: &Arc<SocketFlow>, _: Summary) {}
+
+    fn over(&self, flow: &Arc<SocketFlow>) {
         self.0.flows.remove(flow.cid());
     }
 }

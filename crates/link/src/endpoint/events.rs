@@ -55,6 +55,11 @@ pub trait FlowEvents: Send + Sync {
     /// The flow's link is gone; the flow waits for another.
     fn path_lost(&self, flow: &Arc<SocketFlow>);
 
-    /// The flow ended and its socket is closed.
+    /// The flow ended and its socket is closed. It may still have to tell the other end, over the
+    /// path that it has or the next one: until it is [over](FlowEvents::over) it is to be kept.
     fn closed(&self, flow: &Arc<SocketFlow>, summary: Summary);
+
+    /// The other end knows that the flow ended, or will not be told: it can be forgotten. The call
+    /// may overtake that of [`closed`](FlowEvents::closed).
+    fn over(&self, _flow: &Arc<SocketFlow>) {}
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use nowconnect_proto::flow::Side;
@@ -29,7 +29,7 @@ impl SocketFlow {
         now_ms: u64,
     ) -> Heard {
         let mut state = self.state.lock();
-        if state.id != id || state.closed || !self.is_carried_by(link) {
+        if state.id != id || state.over || !self.is_carried_by(link) {
             self.engine.counters.epoch_mismatch.inc();
             return Heard::default();
         }
@@ -62,7 +62,7 @@ impl SocketFlow {
     /// Gives the socket what the frames at hand brought, in one piece, and sees what follows.
     pub(crate) fn after_frames(self: &Arc<Self>, link: &Arc<Link>, now_ms: u64) {
         let mut state = self.state.lock();
-        if state.closed || !self.is_carried_by(link) {
+        if state.over || !self.is_carried_by(link) {
             return;
         }
         let Some(before) = state.before.take() else {
@@ -70,9 +70,6 @@ impl SocketFlow {
         };
         self.flush_inbox(&mut state, now_ms, true);
         let ended = state.flow.ending().is_some();
-        if ended {
-            state.close_socket();
-        }
         let over = state.flow.is_over();
         // A socket that could be read before is registered already, or has its turn coming.
         let turn = state.flow.has_step() || (!before.could_read && state.flow.room() > 0);
@@ -83,8 +80,11 @@ impl SocketFlow {
         if opened && self.side == Side::Origin {
             self.events.opened(self);
         }
+        if ended {
+            self.conclude();
+        }
         if over {
-            return self.finish();
+            return;
         }
         if owes {
             link.owe(Carried::Socket(Arc::clone(self)));
@@ -118,7 +118,7 @@ impl SocketFlow {
             Frame::OpenAck {
                 received, limit, ..
             } => {
-                let resumed = state.flow.is_opened();
+                let resumed = state.flow.is_opened() && state.flow.ending().is_none();
                 state.flow.on_open_ack(received, limit)?;
                 if resumed {
                     counters.resumed.inc();
@@ -144,7 +144,7 @@ impl SocketFlow {
             match state.flow.on_refuse() {
                 Ok(()) if reason.allows_another_agent() && state.flow.rewind() => true,
                 Ok(()) => {
-                    state.flow.on_rst(reason);
+                    state.flow.refused(reason);
                     false
                 }
                 Err(violation) => {
@@ -154,12 +154,13 @@ impl SocketFlow {
             }
         };
         if !offer_again {
-            return self.finish();
+            self.conclude();
+            return self.wake_by_ref();
         }
         self.leave_carrier(None);
         if !self.events.refused(self, reason) {
-            self.state.lock().flow.on_rst(reason);
-            self.finish();
+            self.state.lock().flow.refused(reason);
+            self.conclude();
         }
     }
 

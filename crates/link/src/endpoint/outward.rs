@@ -36,7 +36,7 @@ impl SocketFlow {
             self.pass_on(link);
             return None;
         }
-        if state.closed {
+        if state.over {
             let id = state.id;
             drop(state);
             self.ended_while_moving(link, id, put);
@@ -49,13 +49,13 @@ impl SocketFlow {
         while let Some(step) = state.flow.next_step(0, flush) {
             self.put_step(&mut state, step, put);
         }
-        let over = self.settle(&mut state);
+        let ended = state.flow.ending().is_some();
         // Whether the socket has bytes is seen when it is read; asking costs nothing when not.
-        let waits = !over && !flush && !std::mem::replace(&mut state.waiting, true);
+        let waits = !ended && !flush && !std::mem::replace(&mut state.waiting, true);
         let mark = state.mark;
         drop(state);
-        if over {
-            self.finish();
+        if ended {
+            self.conclude();
         }
         waits.then_some(mark)
     }
@@ -70,7 +70,7 @@ impl SocketFlow {
         put: &mut dyn FnMut(Frame),
     ) -> Option<u64> {
         let mut state = self.state.lock();
-        if state.closed || !self.is_carried_by(link) {
+        if state.over || !self.is_carried_by(link) {
             return None;
         }
         state.waiting = false;
@@ -87,13 +87,13 @@ impl SocketFlow {
             more = left > 0 && self.read_socket(&mut state, scratch, left);
         }
         state.mark = turn.mark + (most - left) as u64;
-        let over = self.settle(&mut state);
-        let waits = !over && left == 0;
+        let ended = state.flow.ending().is_some();
+        let waits = !ended && left == 0;
         state.waiting = waits;
         let mark = state.mark;
         drop(state);
-        if over {
-            self.finish();
+        if ended {
+            self.conclude();
         }
         waits.then_some(mark)
     }
@@ -106,14 +106,6 @@ impl SocketFlow {
             let reason = Reason::UnknownFlow;
             put(Frame::Rst { id, reason });
         }
-    }
-
-    /// Closes the socket of a flow that has ended; whether the link needs no more word of it.
-    fn settle(&self, state: &mut State) -> bool {
-        if state.flow.ending().is_some() {
-            state.close_socket();
-        }
-        state.flow.is_over()
     }
 
     fn put_step(&self, state: &mut State, step: Step, put: &mut dyn FnMut(Frame)) -> usize {

@@ -41,7 +41,12 @@ pub(super) struct State {
     pub(super) borrowed: u64,
     /// What was added to `inbox_bytes`.
     pub(super) shown: i64,
-    pub(super) closed: bool,
+    /// Since when its socket is closed, in milliseconds.
+    pub(super) ended_ms: Option<u64>,
+    /// It is counted among those that wait for the peer's word on that.
+    pub(super) lingers: bool,
+    /// It is over: nobody has to know of it any more.
+    pub(super) over: bool,
     /// Frames were taken that [`SocketFlow::after_frames`](super::SocketFlow) has not followed.
     pub(super) before: Option<Before>,
     pub(super) on_closed: Option<Waker>,
@@ -83,6 +88,25 @@ impl State {
                 self.flow.abort(Reason::LocalResource);
             }
         }
+    }
+
+    /// The flow ended: closes the socket, and returns what it borrowed.
+    pub(super) fn release(&mut self, engine: &Engine) {
+        self.ended_ms = Some(engine.now_ms());
+        self.close_socket();
+        engine.budget.give_back(std::mem::take(&mut self.borrowed));
+        if let Some(waker) = self.on_closed.take() {
+            waker.wake();
+        }
+        self.lingers = !self.flow.is_over() && engine.begin_farewell();
+        if !self.lingers {
+            self.flow.tell_once();
+        }
+    }
+
+    /// Too many others wait for their peers' word, so it does not.
+    pub(super) fn is_hushed(&self) -> bool {
+        self.ended_ms.is_some() && !self.lingers
     }
 
     pub(super) fn borrow(&mut self, engine: &Engine, want: u64) -> u64 {
@@ -129,11 +153,6 @@ impl State {
             && !(self.flow.socket_done() || self.flow.ending() == Some(Ending::Finished))
         {
             let _ = socket.set_zero_linger();
-        }
-        if self.flow.ending().is_some()
-            && let Some(waker) = self.on_closed.take()
-        {
-            waker.wake();
         }
     }
 }

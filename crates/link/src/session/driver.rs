@@ -362,16 +362,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if let Some(reason) = heard.violation {
                 self.events.on_protocol_error(&self.link, reason.name());
             }
-        } else if !self.link.was_used(id)
-            && !matches!(frame, Frame::Rst { .. } | Frame::Detach { .. })
-        {
-            self.events.on_protocol_error(&self.link, "unknown_flow");
-            self.link.send(Frame::Rst {
-                id,
-                reason: Reason::UnknownFlow,
-            });
+            return;
         }
-        // Else the flow ended a moment ago, and this was on its way.
+        match frame {
+            Frame::Rst {
+                reason: Reason::UnknownFlow,
+                ..
+            }
+            | Frame::Detach { .. } => return,
+            // Whoever sent it waits for a word.
+            Frame::Rst { .. } => {}
+            // The flow ended a moment ago, and this was on its way.
+            _ if self.link.was_used(id) => return,
+            _ => self.events.on_protocol_error(&self.link, "unknown_flow"),
+        }
+        let reason = Reason::UnknownFlow;
+        self.link.send(Frame::Rst { id, reason });
     }
 
     fn failed(&mut self, error: &CarrierError, now: u64) {

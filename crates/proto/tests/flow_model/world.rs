@@ -219,7 +219,7 @@ impl World {
             Frame::OpenAck { .. } => {}
             Frame::Refuse { reason, .. } => {
                 if flow.ending().is_some() {
-                    flow.on_rst(reason);
+                    flow.refused(reason);
                 } else {
                     flow.on_refuse().expect("REFUSE fits");
                     if flow.rewind() {
@@ -228,8 +228,15 @@ impl World {
                         self.origin.wire.clear();
                         self.origin.flow.attach_origin(u64::from(WINDOW), WINDOW);
                     } else {
-                        flow.on_rst(reason);
+                        flow.refused(reason);
                     }
+                }
+            }
+            // What a link answers for flows that it has forgotten.
+            Frame::Rst { reason, .. } if flow.is_over() => {
+                if reason != Reason::UnknownFlow {
+                    let reason = Reason::UnknownFlow;
+                    Frame::Rst { id: ID, reason }.encode(&mut end.wire);
                 }
             }
             Frame::Data {
@@ -267,7 +274,7 @@ impl World {
                     self.aborted || self.origin.flow.socket_done(),
                     "the target forgot a living flow"
                 );
-                self.origin.flow.on_rst(Reason::UnknownFlow);
+                self.origin.flow.refused(Reason::UnknownFlow);
             }
             (None, _) => {
                 let mut flow = Flow::new(Side::Target, WINDOW, ALLOWANCE, open.limit);
@@ -316,7 +323,8 @@ impl World {
     }
 
     fn abort(&mut self, side: Side) {
-        if let Some(end) = self.end(side).filter(|end| end.flow.is_opened()) {
+        let lives = |end: &&mut End| end.flow.is_opened() && end.flow.ending().is_none();
+        if let Some(end) = self.end(side).filter(lives) {
             end.flow.abort(Reason::SocketReset);
             self.aborted = true;
         }
@@ -378,11 +386,22 @@ impl World {
             }
         }
         if self.aborted {
-            // A finished end may have been forgotten by the other before the abort; else both know.
+            // Both know, without waiting for a grace; the one that knows nobody who could tell it more
+            // may wait for a path that its peer has no use for.
+            let origin = &self.origin.flow;
             assert!(
-                self.origin.flow.ending().is_some(),
+                origin.ending().is_some(),
                 "origin does not know of the abort"
             );
+            assert!(origin.is_over(), "origin not over: {origin:?}");
+            if let Some(End { flow, .. }) = &self.target {
+                assert!(flow.ending().is_some(), "target does not know: {flow:?}");
+                assert!(
+                    flow.is_over() || !flow.is_attached(),
+                    "target not over: {flow:?}"
+                );
+                assert_eq!(flow.held(), 0);
+            }
             return;
         }
         let origin = &self.origin;
