@@ -282,6 +282,15 @@ impl Link {
         self.send(Frame::Refuse { id, reason });
     }
 
+    /// The peer reset a flow that this link does not carry, or not any more: whoever does so waits
+    /// for a word, unless it says that it does not know the flow itself.
+    pub(crate) fn confirm_reset(&self, id: FlowId, reason: Reason) {
+        if reason != Reason::UnknownFlow {
+            let reason = Reason::UnknownFlow;
+            self.send(Frame::Rst { id, reason });
+        }
+    }
+
     /// Sends a frame of the link itself.
     pub fn send(&self, frame: Frame) {
         let mut queue = self.queue.lock();

@@ -330,7 +330,7 @@ impl Flow {
     /// `ack_every` how many bytes it can do without acknowledgement.
     pub fn attach_origin(&mut self, limit: u64, ack_every: u32) {
         debug_assert_eq!(self.side, Side::Origin);
-        self.detach();
+        self.repeat_farewell();
         self.set_ack_every(ack_every);
         self.path = Path::MustOpen(match (self.offered, self.opened) {
             (false, _) => {
@@ -384,7 +384,7 @@ impl Flow {
         ack_every: u32,
     ) -> Result<(), Reason> {
         debug_assert_eq!(self.side, Side::Target);
-        self.detach();
+        self.repeat_farewell();
         self.set_ack_every(ack_every);
         self.path = if self.opened {
             Path::MustAnswer
@@ -398,13 +398,19 @@ impl Flow {
     /// The link is gone. What was on its way may be lost; what was received stays.
     pub fn detach(&mut self) {
         self.path = Path::Detached;
-        self.farewell = match self.farewell {
-            Farewell::Unconfirmed => Farewell::Due,
+        self.repeat_farewell();
+        match self.farewell {
             // Whoever gave up will hear that the flow is not known here.
-            Farewell::Echo => Farewell::Done,
-            Farewell::Due if !self.echoes => Farewell::Done,
-            other => other,
-        };
+            Farewell::Echo => self.farewell = Farewell::Done,
+            Farewell::Due if !self.echoes => self.farewell = Farewell::Done,
+            _ => {}
+        }
+    }
+
+    fn repeat_farewell(&mut self) {
+        if self.farewell == Farewell::Unconfirmed {
+            self.farewell = Farewell::Due;
+        }
     }
 
     /// Whether a link carries the flow.
@@ -693,11 +699,10 @@ impl Flow {
         let waits = self.echoes && reason != Reason::UnknownFlow;
         // An RST of our own that it gets, or has got, on this path is as good as an echo.
         let told = self.farewell == Farewell::Unconfirmed;
-        let over = self.is_over();
         if self.ending.is_none() {
             self.end_with(Ending::Remote(reason));
         }
-        self.farewell = if waits && !told && !over {
+        self.farewell = if waits && !told {
             Farewell::Echo
         } else {
             Farewell::Done

@@ -203,6 +203,11 @@ fn after_the_end_everything_is_ignored() {
     assert!(flow.is_over() && flow.next_step(1024, true).is_none());
     assert_eq!(flow.ending(), Some(Ending::Local(Reason::IdleTimeout)));
     flow.on_rst(Reason::SocketReset);
+    assert_eq!(
+        flow.next_step(1024, true),
+        rst(Reason::UnknownFlow),
+        "whoever asks is answered"
+    );
     assert!(flow.is_over() && flow.next_step(1024, true).is_none());
 }
 

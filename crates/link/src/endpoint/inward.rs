@@ -30,7 +30,11 @@ impl SocketFlow {
     ) -> Heard {
         let mut state = self.state.lock();
         if state.id != id || state.over || !self.is_carried_by(link) {
+            drop(state);
             self.engine.counters.epoch_mismatch.inc();
+            if let Frame::Rst { reason, .. } = frame {
+                link.confirm_reset(id, reason);
+            }
             return Heard::default();
         }
         if let Frame::Refuse { reason, .. } = frame {

@@ -365,19 +365,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             return;
         }
         match frame {
-            Frame::Rst {
-                reason: Reason::UnknownFlow,
-                ..
-            }
-            | Frame::Detach { .. } => return,
-            // Whoever sent it waits for a word.
-            Frame::Rst { .. } => {}
+            Frame::Rst { reason, .. } => self.link.confirm_reset(id, reason),
+            Frame::Detach { .. } => {}
             // The flow ended a moment ago, and this was on its way.
-            _ if self.link.was_used(id) => return,
-            _ => self.events.on_protocol_error(&self.link, "unknown_flow"),
+            _ if self.link.was_used(id) => {}
+            _ => {
+                self.events.on_protocol_error(&self.link, "unknown_flow");
+                let reason = Reason::UnknownFlow;
+                self.link.send(Frame::Rst { id, reason });
+            }
         }
-        let reason = Reason::UnknownFlow;
-        self.link.send(Frame::Rst { id, reason });
     }
 
     fn failed(&mut self, error: &CarrierError, now: u64) {

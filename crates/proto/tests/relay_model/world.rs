@@ -276,33 +276,23 @@ impl World {
             Frame::Credit { acked, limit, .. } => {
                 flow.on_credit(acked, limit).expect("CREDIT fits");
             }
-            Frame::Rst { reason, .. } => self.on_rst(number, side, reason),
+            Frame::Rst { reason, .. } => flow.on_rst(reason),
             Frame::Detach { .. } => self.detach(side, number),
             other => panic!("unexpected {other:?}"),
         }
         self.forget();
     }
 
-    fn on_rst(&mut self, number: usize, side: Side, reason: Reason) {
-        let confirms = !(self.rules.v1 && side == Side::Target);
-        let Some(end) = self.end(side) else { return };
-        let silent = end.flow.is_over();
-        end.flow.on_rst(reason);
-        if !silent && end.flow.is_over() && confirms && reason != UNKNOWN {
-            self.answer(number, side, confirmation);
-        }
-    }
-
     fn on_refuse(&mut self, reason: Reason) {
         let flow = &mut self.origin.flow;
         if flow.ending().is_some() {
-            return flow.on_rst(reason);
+            return flow.refused(reason);
         }
         flow.on_refuse().expect("REFUSE fits");
         if reason.allows_another_agent() && flow.rewind() {
             self.origin.path = None;
         } else {
-            flow.on_rst(reason);
+            flow.refused(reason);
         }
     }
 
@@ -336,6 +326,7 @@ impl World {
             return self.answer(number, Side::Target, refuse);
         }
         let mut flow = Flow::new(Side::Target, TARGET_WINDOW, ALLOWANCE, open.limit);
+        flow.set_echoes(!self.rules.v1);
         flow.attach_target(open.received, open.limit, FIRST_WINDOW)
             .expect("attach fits");
         let mut target = End::new(Side::Target, flow);
@@ -447,11 +438,14 @@ impl World {
     fn check_ends(&self) {
         let origin = &self.origin;
         if self.aborted || (self.rules.v1 && origin.flow.ending().is_some()) {
-            // A finished end may have been forgotten by the other before the abort; else both know.
-            assert!(
-                origin.flow.ending().is_some(),
-                "origin does not know of the abort"
-            );
+            // Both know, without waiting for a grace.
+            let flow = &origin.flow;
+            assert!(flow.ending().is_some(), "origin does not know of the abort");
+            assert!(flow.is_over(), "origin not over: {flow:?}");
+            if let Some(End { flow, .. }) = &self.target {
+                assert!(flow.ending().is_some(), "target does not know: {flow:?}");
+                assert!(!flow.is_attached(), "target not over: {flow:?}");
+            }
             return;
         }
         if let Some(Ending::Remote(reason)) = origin.flow.ending() {
