@@ -144,6 +144,10 @@ impl Relayed {
     pub(crate) fn on_frame(&self, face: Face, frame: Frame) -> Heard {
         let mut state = self.state.lock();
         if state.closed {
+            drop(state);
+            if let Frame::Rst { reason, .. } = frame {
+                self.leg(face).link.confirm_reset(self.leg(face).id, reason);
+            }
             return Heard::default();
         }
         let violation = state.relay.on_frame(face, frame).err();
