@@ -6,13 +6,25 @@
 use serde::{Deserialize, Serialize};
 
 use crate::frame::MAX_NAME;
-use crate::hello::{Body, HelloError, MAX_FEATURES, MIN_SIZE, at_least, name, names, text};
+use crate::hello::{
+    Body, HelloError, Instance, MAX_FEATURES, MIN_SIZE, at_least, name, names, text,
+};
+
+/// Longest URL that is told, in bytes.
+const MAX_VIA: usize = 512;
 
 /// What a hub says of itself on a new mesh link, in both directions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshHello {
     /// Replica id of the hub.
     pub hub: String,
+    /// This start of its process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Instance>,
+    /// The URL that was dialed: a hub that is listed under two would have two links otherwise, each
+    /// of which looks like the successor of the other.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub via: String,
     /// Version of its software, for operators only.
     pub version: String,
     /// Credit that the other hub starts with on every new flow, in bytes.
@@ -27,6 +39,7 @@ pub struct MeshHello {
 impl Body for MeshHello {
     fn check(&self) -> Result<(), HelloError> {
         name("hub", &self.hub)?;
+        text("via", &self.via, MAX_VIA)?;
         text("version", &self.version, MAX_NAME)?;
         at_least("initial_window", self.initial_window, MIN_SIZE)?;
         at_least("max_payload", self.max_payload, MIN_SIZE)?;

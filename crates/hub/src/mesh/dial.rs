@@ -83,7 +83,7 @@ async fn introduce(
         (Some(PLAIN), _) => {
             let Upgraded { io, leftover, .. } = upgraded;
             let mut carrier = carrier(io, leftover, url.mask(), terms);
-            let hello = greet(&mut carrier, terms).await?;
+            let hello = greet(&mut carrier, url, terms).await?;
             Ok((Way::Open(carrier), hello))
         }
         (Some(_), Some(mutual)) => {
@@ -93,7 +93,7 @@ async fn introduce(
                 .await
                 .map_err(|error| Failure::Tls { error })?;
             let mut carrier = carrier(sealed, BytesMut::new(), Mask::Zero, terms);
-            let hello = greet(&mut carrier, terms).await?;
+            let hello = greet(&mut carrier, url, terms).await?;
             Ok((Way::Sealed(Box::new(carrier)), hello))
         }
         _ => Err(Failure::NoProtocol),
@@ -132,11 +132,15 @@ where
 }
 
 /// Says HELLO and waits for the answer.
-async fn greet<S>(carrier: &mut Carrier<S>, terms: &Terms) -> Result<MeshHello, Failure>
+async fn greet<S>(
+    carrier: &mut Carrier<S>,
+    url: &WsUrl,
+    terms: &Terms,
+) -> Result<MeshHello, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let hello = terms.hello().encode()?;
+    let hello = terms.hello(Some(url)).encode()?;
     let sent = carrier.send(Frame::Hello(hello.into())).await;
     sent.map_err(CarrierError::Io)?;
     match carrier.receive().await {

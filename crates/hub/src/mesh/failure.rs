@@ -78,7 +78,8 @@ fn refusal(reason: Reason) -> String {
             "our certificate is not for the host of any of its ha.mesh.peers: see its log"
         }
         Reason::IdentityConflict => {
-            "another hub has this replica_id: give every hub a replica_id of its own"
+            "another hub has this replica_id, or this one reaches it by two URLs: give every hub a \
+             replica_id of its own, and list each hub once, and not itself, in ha.mesh.peers"
         }
         Reason::NotActive => "its high availability is off",
         Reason::Draining | Reason::Shutdown => "it is about to stop",

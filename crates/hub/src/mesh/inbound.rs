@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::credentials::Mutual;
-use super::links::{Conflict, Inward};
+use super::links::{Claim, Conflict, Inward};
 use super::meter::LinkMeter;
 use super::terms::Terms;
 use super::{GOODBYE, HANDSHAKE, Mesh, PLAIN, Peer, SEALED, is_orderly, link_config};
@@ -338,7 +338,7 @@ impl Guest {
         };
         drop(places);
         match greeted {
-            Ok((hello, peer)) => self.link(carrier, &hello, peer).await,
+            Ok((hello, peer, claim)) => self.link(carrier, &hello, peer, claim).await,
             Err(turned) => {
                 self.note_turned(&turned);
                 // It hears why if it listens; if not, the connection is closed all the same.
@@ -351,7 +351,7 @@ impl Guest {
         &self,
         carrier: &mut Carrier<S>,
         proven: Vec<Arc<str>>,
-    ) -> Result<(MeshHello, Peer), Turned>
+    ) -> Result<(MeshHello, Peer, Claim), Turned>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -364,8 +364,14 @@ impl Guest {
         if hub == self.terms.hub {
             return Err(Conflict::Own(hub).into());
         }
-        self.mesh.links.judge_inbound(&hub, &proven)?;
-        let answer = self.terms.hello().encode()?;
+        let claim = Claim {
+            hub: hub.clone(),
+            instance: hello.instance,
+            via: hello.via.clone(),
+            proven: proven.clone(),
+        };
+        self.mesh.links.judge_inbound(&claim)?;
+        let answer = self.terms.hello(None).encode()?;
         self.mesh.count_handshake("in", "out");
         // Written by the driver, before anything else.
         carrier.queue(Frame::HelloAck(answer.into()));
@@ -378,10 +384,10 @@ impl Guest {
             label,
             proven,
         };
-        Ok((hello, peer))
+        Ok((hello, peer, claim))
     }
 
-    async fn link<S>(self, carrier: Carrier<S>, hello: &MeshHello, peer: Peer)
+    async fn link<S>(self, carrier: Carrier<S>, hello: &MeshHello, peer: Peer, claim: Claim)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -397,6 +403,7 @@ impl Guest {
         let inward = Inward {
             link: link.clone(),
             peer: peer.clone(),
+            claim,
             since,
         };
         match mesh.links.enter_inbound(inward) {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use nowconnect_link::session::Link;
+use nowconnect_proto::hello::Instance;
 use parking_lot::Mutex;
 
 use super::Peer;
@@ -34,7 +35,20 @@ struct Outward {
 pub(super) struct Inward {
     pub(super) link: Arc<Link>,
     pub(super) peer: Arc<Peer>,
+    pub(super) claim: Claim,
     pub(super) since: SystemTime,
+}
+
+/// Who a hub that dials says it is.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) hub: Arc<str>,
+    /// This start of its process.
+    pub(super) instance: Option<Instance>,
+    /// The URL by which it has dialed us.
+    pub(super) via: String,
+    /// Those of our peers' hosts that it has proven to be.
+    pub(super) proven: Vec<Arc<str>>,
 }
 
 /// Two hubs answer to one replica id.
@@ -63,6 +77,14 @@ pub enum Conflict {
         /// The replica id.
         hub: Arc<str>,
         /// Names of the other's certificate.
+        other: String,
+    },
+    /// It has a link already, dialed by another URL.
+    #[error("{hub} has dialed this hub as {other} too: list each hub once in ha.mesh.peers")]
+    Twice {
+        /// The replica id.
+        hub: Arc<str>,
+        /// The other URL.
         other: String,
     },
 }
@@ -130,17 +152,16 @@ impl Links {
         }
     }
 
-    /// Whether a hub that calls itself so and has proven `names` may be that one.
-    pub(super) fn judge_inbound(&self, hub: &Arc<str>, names: &[Arc<str>]) -> Result<(), Conflict> {
-        self.0.lock().judge_inbound(hub, names)
+    /// Whether a hub may be who it says it is.
+    pub(super) fn judge_inbound(&self, claim: &Claim) -> Result<(), Conflict> {
+        self.0.lock().judge_inbound(claim)
     }
 
     /// A link that a peer dialed; returns the one that it takes the place of.
     pub(super) fn enter_inbound(&self, inward: Inward) -> Result<Option<Arc<Link>>, Conflict> {
         let mut standing = self.0.lock();
-        let hub = inward.peer.hub.clone();
-        standing.judge_inbound(&hub, &inward.peer.proven)?;
-        let replaced = standing.inbound.insert(hub, inward);
+        standing.judge_inbound(&inward.claim)?;
+        let replaced = standing.inbound.insert(inward.peer.hub.clone(), inward);
         Ok(replaced.map(|old| old.link))
     }
 
@@ -155,24 +176,30 @@ impl Links {
 }
 
 impl Standing {
-    fn judge_inbound(&self, hub: &Arc<str>, names: &[Arc<str>]) -> Result<(), Conflict> {
+    fn judge_inbound(&self, claim: &Claim) -> Result<(), Conflict> {
+        let hub = &claim.hub;
         let conflict = |other: String| Conflict::Certificate {
             hub: hub.clone(),
             other,
         };
-        if names.is_empty() {
-            return Ok(());
-        }
         if let Some(outward) = self.outbound.get(hub)
-            && !names.contains(&outward.host)
+            && !claim.proven.is_empty()
+            && !claim.proven.contains(&outward.host)
         {
             return Err(conflict(outward.host.to_string()));
         }
-        if let Some(inward) = self.inbound.get(hub)
-            && !inward.link.is_closed()
-            && inward.peer.is_other_than(names)
-        {
+        let Some(inward) = self.inbound.get(hub).filter(|one| one.link.takes_flows()) else {
+            return Ok(());
+        };
+        if inward.peer.is_other_than(&claim.proven) {
             return Err(conflict(inward.peer.proven.join(", ")));
+        }
+        let same_process = claim.instance.is_some() && claim.instance == inward.claim.instance;
+        if same_process && claim.via != inward.claim.via {
+            return Err(Conflict::Twice {
+                hub: hub.clone(),
+                other: inward.claim.via.clone(),
+            });
         }
         Ok(())
     }

@@ -212,11 +212,18 @@ impl Outbound {
         self.metrics.errors.inc();
         let error = failure.to_string();
         let event = match failure {
-            Failure::Conflict(_) => "mesh_peer_conflict",
+            Failure::Conflict(_) | Failure::Refused(Reason::IdentityConflict) => {
+                "mesh_peer_conflict"
+            }
             _ => "mesh_link_failed",
         };
-        tracing::warn!(event, peer = %self.label, url = %self.url, error);
-        self.status.lock().error = Some(error);
+        let before = self.status.lock().error.replace(error.clone());
+        // Said once: it may be the same for days.
+        if before.as_ref() == Some(&error) {
+            tracing::debug!(event, peer = %self.label, url = %self.url, error);
+        } else {
+            tracing::warn!(event, peer = %self.label, url = %self.url, error);
+        }
     }
 
     /// Makes a link, on the thread that has the fewest.

@@ -1,7 +1,7 @@
 //! The part of the configuration that mesh links go by.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use http::Uri;
@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use nowconnect_link::dial::WsUrl;
 use nowconnect_link::meter::Bounds;
 use nowconnect_proto::frame::MAX_PAYLOAD;
+use nowconnect_proto::hello::Instance;
 use nowconnect_proto::mesh_hello::MeshHello;
 
 use super::MeshError;
@@ -20,10 +21,15 @@ const FIRST_WINDOW: std::ops::RangeInclusive<u32> = 4 * 1024..=32 * 1024;
 /// Flows that the first windows of a link are meant for.
 const FLOWS_A_LINK: usize = 1024;
 
+/// Drawn when the first mesh of the process is made.
+static INSTANCE: LazyLock<Instance> = LazyLock::new(|| Instance(rand::random()));
+
 /// What peers are told and held to, exchanged as a whole when the configuration changes.
 #[derive(Debug, Clone)]
 pub(super) struct Terms {
     pub(super) hub: Arc<str>,
+    /// This start of the process.
+    pub(super) instance: Instance,
     pub(super) on: bool,
     pub(super) has_port: bool,
     pub(super) peers: Vec<Configured>,
@@ -53,6 +59,7 @@ impl Terms {
         let window = u32::try_from(window).unwrap_or(u32::MAX);
         Ok(Self {
             hub: config.ha.replica_id.as_str().into(),
+            instance: *INSTANCE,
             on: config.ha.mode != HaMode::Off,
             has_port: mesh.listen.is_some(),
             peers: configured(&mesh.peers)?,
@@ -70,10 +77,12 @@ impl Terms {
         })
     }
 
-    /// What this hub says of itself.
-    pub(super) fn hello(&self) -> MeshHello {
+    /// What this hub says of itself, to one that it reaches `via` this URL or that has dialed it.
+    pub(super) fn hello(&self, via: Option<&WsUrl>) -> MeshHello {
         MeshHello {
             hub: self.hub.to_string(),
+            instance: Some(self.instance),
+            via: via.map(WsUrl::to_string).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             initial_window: self.first_window,
             max_payload: self.max_payload,

@@ -6,6 +6,11 @@
     reason = "a test"
 )]
 
+mod changes;
+mod doors;
+mod identity;
 mod life;
+mod log;
 mod member;
 mod proof;
+mod stranger;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use nowconnect_hub::config::{HaMode, HubConfig, MeshTls, ServerTls};
+use nowconnect_hub::config::{HubConfig, MeshTls, ServerTls};
 use nowconnect_hub::hub::Hub;
 use nowconnect_hub::mesh::PeerStatus;
 use nowconnect_link::session::Link;
@@ -105,6 +105,49 @@ impl Member {
         self.hub.reload(self.config.clone()).await.expect("applied");
     }
 
+    /// Waits until it has a link that `name` has dialed.
+    pub(crate) async fn is_dialed_by(&self, name: &str) {
+        wait::until("an inbound link", async || {
+            let hubs = self.hub.mesh().hubs();
+            let from = |peer: &&PeerStatus| peer.hub.as_deref() == Some(name);
+            let inbound = hubs.iter().find(from).map(|peer| peer.inbound.state);
+            anyhow::ensure!(inbound == Some("established"), "{hubs:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Waits until it has no link with anybody.
+    pub(crate) async fn is_alone(&self) {
+        wait::until("no links", async || {
+            let hubs = self.hub.mesh().hubs();
+            let up = |peer: &PeerStatus| {
+                [peer.outbound.state, peer.inbound.state].contains(&"established")
+            };
+            anyhow::ensure!(!hubs.iter().any(up), "{hubs:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Waits until a series has a value like this.
+    pub(crate) async fn measures(
+        &self,
+        name: &str,
+        labels: &[(&str, &str)],
+        fits: impl Fn(f64) -> bool,
+    ) {
+        wait::until(name, async || {
+            let found = self.scrape().await.get(name, labels);
+            anyhow::ensure!(found.is_some_and(&fits), "{name}{labels:?} is {found:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
     /// What it knows of a peer.
     pub(crate) fn peer(&self, host: &str) -> Option<PeerStatus> {
         let hubs = self.hub.mesh().hubs();
@@ -179,6 +222,3 @@ pub(crate) async fn pair(adjust: impl Fn(&mut HubConfig, &str)) -> (Member, Memb
 pub(crate) async fn both_linked(a: &Member, b: &Member) -> (Arc<Link>, Arc<Link>) {
     (a.linked(b.name).await, b.linked(a.name).await)
 }
-
-#[allow(dead_code, reason = "for tests of modes")]
-pub(crate) const OFF: HaMode = HaMode::Off;
