@@ -2,6 +2,7 @@
 
 mod admin;
 mod agent;
+mod certs;
 mod check;
 mod completions;
 mod dev;
@@ -57,6 +58,7 @@ enum Command {
     Reload(reload::Args),
     Drain(drain::Args),
     Token(token::Args),
+    Certs(certs::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => drain::run(&args),
         Command::Token(args) => token::run(args),
+        Command::Certs(args) => certs::run(args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     };

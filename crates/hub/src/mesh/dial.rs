@@ -34,7 +34,7 @@ const USER_AGENT: &str = concat!("nowconnect-hub/", env!("CARGO_PKG_VERSION"));
 /// What the frames of a link travel in.
 pub(super) enum Way {
     /// The WebSocket as it is.
-    Open(Carrier<Stream>),
+    Open(Box<Carrier<Stream>>),
     /// Mutual TLS inside the WebSocket.
     Sealed(Box<Carrier<TlsStream<WsBytes<Stream>>>>),
 }
@@ -84,7 +84,7 @@ async fn introduce(
             let Upgraded { io, leftover, .. } = upgraded;
             let mut carrier = carrier(io, leftover, url.mask(), terms);
             let hello = greet(&mut carrier, url, terms).await?;
-            Ok((Way::Open(carrier), hello))
+            Ok((Way::Open(Box::new(carrier)), hello))
         }
         (Some(_), Some(mutual)) => {
             let bytes = WsBytes::new(upgraded, Role::Client);

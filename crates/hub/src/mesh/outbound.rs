@@ -273,7 +273,7 @@ impl Outbound {
         }
         mesh.count_handshake("out", "in");
         Ok(match way {
-            Way::Open(carrier) => self.start_link(mesh, terms, carrier, hello, false),
+            Way::Open(carrier) => self.start_link(mesh, terms, *carrier, hello, false),
             Way::Sealed(carrier) => self.start_link(mesh, terms, *carrier, hello, true),
         })
     }

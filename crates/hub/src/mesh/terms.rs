@@ -96,7 +96,7 @@ impl Terms {
         for peer in &self.peers {
             let host = canonical(peer.url.host());
             let known = hosts.iter().any(|known| **known == *host);
-            if !known && names.iter().any(|name| *name == host) {
+            if !known && names.contains(&host) {
                 hosts.push(host.into());
             }
         }

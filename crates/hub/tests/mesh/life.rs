@@ -9,35 +9,35 @@ use nowconnect_proto::frame::Open;
 use nowconnect_proto::{FlowId, Reason};
 use nowconnect_testkit::fault_proxy::{Cut, FaultProxy, Way};
 use nowconnect_testkit::wait;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::log::Log;
 use crate::member::{Member, both_linked, pair};
 
 /// What a hub's forwarding is told.
-struct Told(UnboundedSender<(String, Option<Reason>)>);
+struct Told(Sender<(String, Option<Reason>)>);
 
 impl MeshEvents for Told {
     fn on_open(&self, _: &Arc<Link>, _: &Arc<Peer>, _: FlowId, _: Open) {}
 
     fn link_up(&self, hub: &str) {
-        let _ = self.0.send((hub.to_owned(), None));
+        let _ = self.0.try_send((hub.to_owned(), None));
     }
 
     fn link_down(&self, hub: &str, closed: &LinkClosed) {
-        let _ = self.0.send((hub.to_owned(), Some(closed.reason)));
+        let _ = self.0.try_send((hub.to_owned(), Some(closed.reason)));
     }
 }
 
-fn listen(member: &Member) -> (Arc<Told>, UnboundedReceiver<(String, Option<Reason>)>) {
-    let (sender, words) = unbounded_channel();
+fn listen(member: &Member) -> (Arc<Told>, Receiver<(String, Option<Reason>)>) {
+    let (sender, words) = channel(16);
     let told = Arc::new(Told(sender));
     let events: Arc<dyn MeshEvents> = told.clone();
     member.hub.mesh().set_events(Arc::downgrade(&events));
     (told, words)
 }
 
-async fn word(words: &mut UnboundedReceiver<(String, Option<Reason>)>) -> Option<Reason> {
+async fn word(words: &mut Receiver<(String, Option<Reason>)>) -> Option<Reason> {
     let (hub, word) = wait::within("a word", words.recv()).await.unwrap().unwrap();
     assert_eq!(hub, "hub-b");
     word
