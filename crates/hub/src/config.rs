@@ -266,6 +266,8 @@ pub struct HaConfig {
     pub replica_id: String,
     /// Registry of agents; `None` = in this process. Holds the password, so it is secret as a whole.
     pub redis_url: Option<Secret>,
+    /// CA certificates (PEM) that Redis servers must chain to; `None` = the system's.
+    pub redis_ca: Option<PathBuf>,
     /// Links between hubs.
     pub mesh: MeshConfig,
 }

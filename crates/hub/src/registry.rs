@@ -4,29 +4,44 @@
 //! holds no tunnel yet gets an epoch above all earlier ones; further tunnels of the same running
 //! agent join its epoch. The newest claim wins. The directory never cuts a tunnel: the living tunnel
 //! is the truth, and a displaced one is told so by the session table.
-
-#![allow(dead_code)]
+//!
+//! Every hub decides about its own tunnels, and can do so alone. Where hubs share a registry, it
+//! settles claims between them and tells each what the others hold; while it does not answer, claims
+//! are granted here and published when it is back. Losing it closes no tunnel.
 
 mod epoch;
 mod own;
 mod owner;
+mod redis;
 mod rivalry;
 mod routes;
+mod tables;
+mod wire;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
+use arc_swap::ArcSwapOption;
 use nowconnect_link::tasks::Tasks;
 use nowconnect_proto::hello::Instance;
 use nowconnect_settings::Secret;
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::config::{HaConfig, HaMode};
 use crate::metrics::Metrics;
 use own::{Now, Own, RecordId};
+use redis::{Store, Target, Worker};
+use routes::Entry;
 
 pub use owner::Owner;
 pub use routes::{Route, Routes};
+
+/// Flows that may wait for another hub's table to be read.
+const REFRESHES: usize = 64;
 
 /// What a tunnel's HELLO claims.
 #[derive(Debug, Clone)]
@@ -56,14 +71,22 @@ pub enum ClaimError {
 pub struct StoreConfig {
     /// `ha.redis_url`.
     pub url: Secret,
+    /// `ha.redis_ca`: CA certificates (PEM) that servers must chain to, in place of the system's.
+    pub ca: Option<PathBuf>,
 }
 
 impl StoreConfig {
     /// The store that hubs share under this configuration; `None` where each is alone.
     pub fn of(config: &HaConfig) -> Option<Self> {
         let url = config.redis_url.clone()?;
-        (config.mode != HaMode::Off).then_some(Self { url })
+        let ca = config.redis_ca.clone();
+        (config.mode != HaMode::Off).then_some(Self { url, ca })
     }
+}
+
+/// Whether `url` says where a shared registry is.
+pub(crate) fn is_store_url(url: &str) -> bool {
+    Target::parse(url).is_some()
 }
 
 /// How the shared registry is.
@@ -83,6 +106,9 @@ pub struct Registry {
     own: Mutex<Own>,
     routes: Routes,
     superseded: OnceLock<Superseded>,
+    store: ArcSwapOption<Store>,
+    /// The task of the present store, or of the last one.
+    worker: Mutex<Option<JoinHandle<()>>>,
     metrics: Arc<Metrics>,
     tasks: Tasks,
 }
@@ -97,6 +123,8 @@ impl Registry {
             own: Mutex::default(),
             routes: Routes::new(),
             superseded: OnceLock::new(),
+            store: ArcSwapOption::empty(),
+            worker: Mutex::default(),
             metrics,
             tasks,
         })
@@ -109,14 +137,41 @@ impl Registry {
     }
 
     /// Shares the registry with other hubs through `store`, or with none. May be called again at
-    /// any time.
+    /// any time: tunnels stay, and what is here is told to the new store. Inside a runtime only.
     pub fn configure(self: &Arc<Self>, store: Option<StoreConfig>) {
-        let _ = store;
+        let mut worker = self.worker.lock();
+        let before = self.store.load_full();
+        if before.as_ref().map(|before| &before.config) == store.as_ref() {
+            return;
+        }
+        if let Some(before) = before {
+            before.stop.cancel();
+        }
+        let Some(config) = store else {
+            self.store.store(None);
+            self.routes.set_reader(None);
+            self.metrics.mesh.registry_healthy.set(1);
+            return;
+        };
+        self.metrics.mesh.registry_healthy.set(0);
+        let store = Store::new(config, self.tasks.token());
+        let (reader, refreshes) = mpsc::channel(REFRESHES);
+        self.routes.set_reader(Some(reader));
+        let work = Worker::new(self.clone(), store.clone(), refreshes);
+        self.store.store(Some(store));
+        let before = worker.take();
+        *worker = Some(self.tasks.spawn("registry", async move {
+            // It takes its leave first, and what it knew with it.
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            work.run().await;
+        }));
     }
 
     /// How the shared registry is; `None` when it is not shared.
     pub fn health(&self) -> Option<RegistryHealth> {
-        None
+        self.store.load().as_ref().map(|store| store.health())
     }
 
     /// Where the agents of other hubs are.
@@ -124,17 +179,25 @@ impl Registry {
         &self.routes
     }
 
-    /// Grants `claim` unless two living agents fight over the id. Takes up to a second.
+    /// Grants `claim` unless two living agents fight over the id. Takes up to a second: where the
+    /// shared registry does not answer, this hub decides alone.
     ///
     /// # Errors
     /// [`ClaimError::Conflict`].
     pub async fn claim(self: &Arc<Self>, claim: Claim) -> Result<Lease, ClaimError> {
-        self.claim_at(claim, Now::read())
-    }
-
-    fn claim_at(self: &Arc<Self>, claim: Claim, now: Now) -> Result<Lease, ClaimError> {
         let elsewhere = self.routes.owner(&claim.agent_id);
-        let owner = self.own.lock().judge(&claim, elsewhere, now)?;
+        let (here, floor) = {
+            let own = self.own.lock();
+            (own.owner(&claim.agent_id), own.floor(&claim.agent_id))
+        };
+        if let Some(store) = self.store.load_full()
+            && let Some(verdict) = store
+                .claim(&self.hub, &claim, here.max(elsewhere), floor)
+                .await
+        {
+            return Ok(self.enter(claim, verdict?));
+        }
+        let owner = self.own.lock().judge(&claim, elsewhere, Now::read())?;
         Ok(self.enter(claim, owner))
     }
 
@@ -165,10 +228,38 @@ impl Registry {
         connectors.unwrap_or_default()
     }
 
+    /// A later owner of the agent's id than `owner` on another hub.
+    pub(crate) fn successor(&self, agent_id: &str, owner: Owner) -> Option<Owner> {
+        self.routes.owner(agent_id).filter(|other| *other > owner)
+    }
+
+    /// Another hub says this of one of its agents.
+    fn learn(&self, hub: &Arc<str>, agent_id: &Arc<str>, entry: Option<&Entry>) {
+        let before = self.routes.owner(agent_id);
+        self.routes.set(hub, agent_id, entry);
+        if let Some(before) = before {
+            let clock = SystemTime::now();
+            self.own.lock().note_epoch(agent_id, before.epoch, clock);
+        }
+        let Some(Entry { owner, .. }) = entry else {
+            return;
+        };
+        let here = self.own.lock().owner(agent_id);
+        if here.is_some_and(|here| here < *owner)
+            && let Some(tell) = self.superseded.get()
+        {
+            tell(agent_id, *owner);
+        }
+    }
+
     fn alter<T>(&self, agent_id: &Arc<str>, change: impl FnOnce(&mut Own) -> T) -> T {
         let mut own = self.own.lock();
         let done = change(&mut own);
         self.routes.set_here(agent_id, own.owner(agent_id));
+        drop(own);
+        if let Some(store) = &*self.store.load() {
+            store.note(agent_id);
+        }
         done
     }
 }
@@ -217,7 +308,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.alter(|own, id| own.leave(&self.agent_id, id));
+        self.alter(|own, id| own.leave(&self.agent_id, id, SystemTime::now()));
     }
 }
 

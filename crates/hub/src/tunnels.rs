@@ -245,6 +245,10 @@ impl Tunnels {
         if displaced.iter().any(|other| Arc::ptr_eq(other, session)) {
             return;
         }
+        // A later owner that became known before this tunnel entered could not displace it.
+        if let Some(by) = self.registry.successor(&session.agent_id, session.owner()) {
+            return self.superseded(&session.agent_id, by);
+        }
         if let Some(tell) = self.arrival.get() {
             tell(session);
         }

@@ -1,4 +1,4 @@
-//! What end-to-end tests stand on: the real binary as a process, real servers (OpenLDAP,
+//! What end-to-end tests stand on: the real binary as a process, real servers (OpenLDAP, Redis,
 //! PostgreSQL), misbehaving TCP targets, a fault proxy for the tunnel, a token issuer, and waits
 //! that end at an event instead of after a pause.
 //!
@@ -31,6 +31,7 @@ pub mod postgres;
 pub mod process;
 pub mod program;
 pub mod raw_tunnel;
+pub mod redis;
 pub mod slapd;
 pub mod target;
 pub mod transfer;

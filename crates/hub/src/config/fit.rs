@@ -8,6 +8,8 @@ use http::Uri;
 use nowconnect_link::dial::WsUrl;
 use nowconnect_settings::{Secret, Shown, Table, Value};
 
+use crate::registry::is_store_url;
+
 use super::{FapiMode, HaMode, HubConfig, JwksSource, MeshConfig};
 
 /// A flow that moves needs at least a small frame each way; less would starve it.
@@ -119,15 +121,7 @@ pub(crate) const REDIS_URL: &str =
     "redis://, rediss:// or either with +sentinel or +cluster, then a host";
 
 pub(crate) fn is_redis_url(url: &Secret) -> bool {
-    let Some((scheme, rest)) = url.expose().split_once("://") else {
-        return false;
-    };
-    let (base, kind) = scheme.split_once('+').unwrap_or((scheme, "cluster"));
-    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-    matches!(base, "redis" | "rediss")
-        && matches!(kind, "sentinel" | "cluster")
-        && !host.starts_with(['/', '?', ':'])
-        && !host.is_empty()
+    is_store_url(url.expose())
 }
 
 pub(crate) fn is_ws(url: &Uri) -> bool {

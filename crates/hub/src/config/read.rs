@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
-use nowconnect_settings::{Alias, LogFormat, LogLevel, NAME, Table, is_name};
+use nowconnect_settings::{Alias, LogFormat, LogLevel, NAME, Secret, Table, is_name};
 
 use super::fit::{self, Sockets};
 use super::{
@@ -258,10 +258,16 @@ fn ha(root: &mut Table<'_>, sockets: &mut Sockets) -> HaConfig {
         let redis_url = redis_url
             .check(fit::REDIS_URL, fit::is_redis_url)
             .optional();
+        let redis_ca = t.field("redis_ca").file();
+        let over_tls = |url: &Secret| url.expose().starts_with("rediss");
+        if redis_ca.is_some() && !redis_url.as_ref().is_some_and(over_tls) {
+            t.warning("redis_ca", "has no effect: redis_url is not rediss://", "");
+        }
         HaConfig {
             mode,
             replica_id: replica_id.unwrap_or_else(|| "hub".to_owned()),
             redis_url,
+            redis_ca,
             mesh: t.section("mesh", |t| mesh(t, mode != HaMode::Off, sockets)),
         }
     })

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How far above the clock an epoch that an agent reports may be. More can only be a lie or a broken
 /// clock, and would leave no room above it.
-const HEADROOM: Duration = Duration::from_secs(24 * 3600);
+pub(super) const HEADROOM: Duration = Duration::from_secs(24 * 3600);
 
 /// The clock as an epoch: milliseconds of Unix time. An epoch above the clock stays above every
 /// earlier one even when the record of those is lost.

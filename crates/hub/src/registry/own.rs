@@ -5,15 +5,20 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::rivalry::Rivalry;
+use super::routes::Entry;
 use super::{Claim, ClaimError, Owner, epoch, owner};
+
+/// Agents whose epochs are ahead of the clock that are remembered.
+const MOST_AHEAD: usize = 65_536;
 
 /// One hub's own agents.
 #[derive(Debug, Default)]
 pub(super) struct Own {
     agents: HashMap<Arc<str>, Record>,
     rivalries: HashMap<Arc<str>, Rivalry>,
-    /// The highest epoch granted to anybody, so that a record may be forgotten with its last tunnel.
-    highest: u64,
+    /// Epochs of agents without tunnels here that the clock has not passed yet. All others may be
+    /// forgotten: a new one is above the clock.
+    ahead: HashMap<Arc<str>, u64>,
     records: u64,
 }
 
@@ -28,6 +33,16 @@ pub(super) struct Record {
     pub(super) connectors: Arc<[String]>,
     id: RecordId,
     tunnels: usize,
+}
+
+impl Record {
+    /// What other hubs are told.
+    pub(super) fn entry(&self) -> Entry {
+        Entry {
+            owner: self.owner,
+            connectors: self.connectors.clone(),
+        }
+    }
 }
 
 /// Times at which a claim is judged.
@@ -73,7 +88,8 @@ impl Own {
                 return Err(ClaimError::Conflict);
             }
         }
-        let stored = living.map_or(0, |living| living.epoch).max(self.highest);
+        let stored = living.map_or(0, |living| living.epoch);
+        let stored = stored.max(self.floor(&claim.agent_id));
         Ok(own(epoch::above(stored, claim.epoch_seen, now.clock)))
     }
 
@@ -84,7 +100,6 @@ impl Own {
         owner: Owner,
         connectors: Vec<String>,
     ) -> Option<RecordId> {
-        self.highest = self.highest.max(owner.epoch);
         let connectors = connectors.into();
         match self.agents.get_mut(agent_id) {
             Some(record) if record.owner > owner => None,
@@ -109,12 +124,15 @@ impl Own {
     }
 
     /// A tunnel that had entered is gone. The record goes with the last one.
-    pub(super) fn leave(&mut self, agent_id: &str, id: RecordId) {
-        if let Some(record) = self.current(agent_id, id) {
-            record.tunnels -= 1;
-            if record.tunnels == 0 {
-                self.agents.remove(agent_id);
-            }
+    pub(super) fn leave(&mut self, agent_id: &Arc<str>, id: RecordId, clock: SystemTime) {
+        let Some(record) = self.current(agent_id, id) else {
+            return;
+        };
+        record.tunnels -= 1;
+        if record.tunnels == 0 {
+            let epoch = record.owner.epoch;
+            self.agents.remove(agent_id);
+            self.note_epoch(agent_id, epoch, clock);
         }
     }
 
@@ -131,14 +149,19 @@ impl Own {
             .filter(|record| record.id == id)
     }
 
-    /// Somebody saw `epoch`: later ones granted here are above it.
-    pub(super) fn note_epoch(&mut self, epoch: u64) {
-        self.highest = self.highest.max(epoch);
+    /// The agent has had this epoch: later ones granted here are above it.
+    pub(super) fn note_epoch(&mut self, agent_id: &Arc<str>, epoch: u64, clock: SystemTime) {
+        let passed = epoch::of_clock(clock);
+        self.ahead.retain(|_, epoch| *epoch >= passed);
+        if epoch >= passed && self.ahead.len() < MOST_AHEAD {
+            let noted = self.ahead.entry(agent_id.clone()).or_default();
+            *noted = epoch.max(*noted);
+        }
     }
 
-    /// The highest epoch that this hub has seen.
-    pub(super) fn highest(&self) -> u64 {
-        self.highest
+    /// The highest epoch that the agent is known to have had, if the clock does not tell.
+    pub(super) fn floor(&self, agent_id: &str) -> u64 {
+        self.ahead.get(agent_id).copied().unwrap_or_default()
     }
 
     pub(super) fn get(&self, agent_id: &str) -> Option<&Record> {
@@ -189,7 +212,7 @@ mod tests {
         assert_eq!(enter(&mut own, &rival, at(5)), Err(ClaimError::Conflict));
         assert_eq!(own.owner("site-1"), Some(incumbent));
         let id = own.get("site-1").expect("here").id;
-        own.leave("site-1", id);
+        own.leave(&rival.agent_id, id, start.clock);
         assert!(enter(&mut own, &rival, at(6)).is_ok(), "displaces nobody");
     }
 
@@ -202,6 +225,28 @@ mod tests {
             assert!(owner.epoch > last);
             last = owner.epoch;
         }
+    }
+
+    #[test]
+    fn an_epoch_ahead_of_the_clock_is_remembered_until_the_clock_has_passed_it() {
+        let (mut own, now) = (Own::default(), Now::read());
+        let ahead = Claim {
+            epoch_seen: epoch::of_clock(now.clock) + 5_000,
+            ..claim(1, None)
+        };
+        let first = enter(&mut own, &ahead, now).expect("granted");
+        let id = own.get("site-1").expect("here").id;
+        own.leave(&ahead.agent_id, id, now.clock);
+        let other = Claim {
+            agent_id: "site-2".into(),
+            ..claim(2, None)
+        };
+        let other = enter(&mut own, &other, now).expect("granted");
+        assert!(other.epoch < first.epoch, "one agent's word moves no other");
+        let next = enter(&mut own, &claim(3, None), now).expect("granted");
+        assert_eq!(next.epoch, first.epoch + 1);
+        own.note_epoch(&"x".into(), 1, now.clock + Duration::from_secs(6));
+        assert!(own.ahead.is_empty());
     }
 
     #[test]
@@ -230,11 +275,11 @@ mod tests {
         let first = own.enter(&id, owner(5), Vec::new()).expect("entered");
         let second = own.enter(&id, owner(6), Vec::new()).expect("entered");
         assert_eq!(own.enter(&id, owner(5), Vec::new()), None, "outlived");
-        own.leave(&id, first);
+        own.leave(&id, first, SystemTime::now());
         assert_eq!(own.owner(&id), Some(owner(6)));
-        own.leave(&id, second);
+        own.leave(&id, second, SystemTime::now());
         own.enter(&id, owner(5), Vec::new());
-        own.leave(&id, first);
+        own.leave(&id, first, SystemTime::now());
         assert_eq!(own.owner(&id), Some(owner(5)));
     }
 }

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Displacements of living agents within [`WINDOW`] after which the incumbent stays.
-const MOST: usize = 3;
-const WINDOW: Duration = Duration::from_secs(60);
+pub(super) const MOST: usize = 3;
+/// For how long a displacement is remembered.
+pub(super) const WINDOW: Duration = Duration::from_secs(60);
 
 /// The recent displacements of one agent id.
 #[derive(Debug, Default)]
