@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nowconnect_testkit::lab::Lab;
+use nowconnect_testkit::lab::{Hub, Lab};
 use nowconnect_testkit::pattern::Pattern;
 use nowconnect_testkit::ports;
 use nowconnect_testkit::target::Target;
@@ -179,4 +179,44 @@ async fn a_second_process_with_the_same_id_takes_over_at_once_and_a_fight_is_dam
     drop(second);
     first.wait_ready().await?;
     echo(&mut hub.connect("echo").await?, Pattern(3), 0, 10).await
+}
+
+/// Each hub knows agents from its own registry only; the agent carries the epoch from one to the
+/// other.
+#[tokio::test]
+async fn an_agent_serves_several_hubs_under_one_epoch() -> Result<()> {
+    let (lab, server) = (lab()?, Target::echo().await?);
+    let mut a = lab.hub("hub-a").listener("echo").start().await?;
+    let mut b = lab.hub("hub-b").listener("echo").start().await?;
+    let urls = [a.tunnel_addr()?, b.tunnel_addr()?].map(|addr| format!("ws://{addr}/tunnel"));
+    let agent = lab.agent_for(&[("echo", server.addr())]);
+    let _agent = agent.url(&urls.join(",")).start().await?;
+    let epoch = epoch_at(&a).await?;
+    assert_eq!(epoch_at(&b).await?, epoch);
+    let mut client = b.connect("echo").await?;
+    echo(&mut client, Pattern(1), 0, 100).await?;
+
+    a.process().kill().await?;
+    echo(&mut client, Pattern(1), 100, 100).await?;
+    echo(&mut b.connect("echo").await?, Pattern(2), 0, 100).await?;
+    a.restart().await?;
+    assert_eq!(epoch_at(&a).await?, epoch, "it joins the other");
+    echo(&mut a.connect("echo").await?, Pattern(3), 0, 100).await?;
+
+    for hub in [&mut a, &mut b] {
+        hub.process().kill().await?;
+    }
+    for hub in [&mut a, &mut b] {
+        hub.restart().await?;
+    }
+    let next = epoch_at(&a).await?;
+    assert!(next > epoch, "{next:?} after {epoch:?}");
+    assert_eq!(epoch_at(&b).await?, next);
+    Ok(())
+}
+
+/// Under which epoch this start of the hub took its agent.
+async fn epoch_at(hub: &Hub) -> Result<Option<u64>> {
+    let event = hub.log().wait_event("agent_connected").await?;
+    Ok(event.number("epoch"))
 }

@@ -130,7 +130,9 @@ impl SocketFlow {
                 Ok(())
             }
             Frame::Rst { reason, .. } => {
-                counters.rst_recv.inc();
+                if state.flow.ending().is_none() {
+                    counters.rst_recv.inc();
+                }
                 if reason == Reason::QueueOverflow {
                     self.counters.queue_overflow.inc();
                 }

@@ -155,7 +155,10 @@ impl SocketFlow {
                 Frame::Refuse { id, reason }
             }
             Step::Rst { reason } => {
-                counters.rst_sent.inc();
+                if reason != Reason::UnknownFlow {
+                    // A confirmation is not another reset.
+                    counters.rst_sent.inc();
+                }
                 Frame::Rst { id, reason }
             }
         });
