@@ -38,6 +38,23 @@ async fn quickstart_works_where_nothing_can_be_installed() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn quickstart_kills_a_hub_and_loses_nothing() -> Result<()> {
+    let said = quickstart(&["--ha", "--once"]).await?;
+    for word in [
+        "12 entries in all",
+        "kill -9 hub-",
+        "24 MiB, sha256",
+        "nowconnect_cross_hub_flows_total",
+        "nowconnect_flow_resumes_total{result=\"resumed\"}",
+        "is back, and linked",
+        "Everything worked",
+    ] {
+        ensure!(said.contains(word), "nothing about {word:?}:\n{said}");
+    }
+    Ok(())
+}
+
 async fn quickstart(args: &[&str]) -> Result<String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../quickstart");
     let temporary = tempfile::tempdir()?;
