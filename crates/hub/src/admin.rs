@@ -207,7 +207,7 @@ impl Admin {
             return answer::explained(StatusCode::NOT_FOUND, "unknown_agent", detail);
         }
         for session in &sessions {
-            session.link().close(Reason::Unspecified);
+            session.link().close(Reason::Operator);
         }
         found(&json!({ "agent_id": agent_id, "tunnels": sessions.len() }))
     }

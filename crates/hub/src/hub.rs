@@ -261,7 +261,7 @@ impl Hub {
             hub.registry.configure(StoreConfig::of(&config.ha));
             hub.mesh.commit(mesh_config);
         }
-        hub.report_troubles();
+        hub.watch_troubles();
         hub.serve(ports);
         hub.open_mesh(mesh_change);
         Ok(hub)

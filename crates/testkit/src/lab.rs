@@ -1,6 +1,7 @@
 //! Hubs and agents as real processes, configured by real files, in a directory of their own.
 
 mod agent;
+mod cluster;
 mod hub;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 pub use self::agent::{Agent, AgentPlan};
+pub use self::cluster::{Pair, peers};
 pub use self::hub::{Hub, HubPlan};
 use crate::fault_proxy::FaultProxy;
 use crate::issuer::Issuer;

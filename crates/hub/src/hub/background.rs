@@ -21,14 +21,12 @@ const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
 impl Hub {
     pub(super) fn tend(&self) {
         let (router, tunnels) = (self.router.clone(), self.tunnels.clone());
-        let troubles = self.troubles();
         let sweep = async move {
             let mut ticks = interval(SWEEP);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
                 router.sweep(tunnels.resume_grace());
-                troubles();
             }
         };
         self.tasks
@@ -45,21 +43,16 @@ impl Hub {
         self.tasks.spawn("mesh_certificates", watch);
     }
 
-    /// Shows at once what makes an active hub degraded.
-    pub(super) fn report_troubles(&self) {
-        self.troubles()();
-    }
-
-    fn troubles(&self) -> impl Fn() + Send + Sync + 'static {
+    /// Lets `/readyz` tell what makes an active hub degraded.
+    pub(super) fn watch_troubles(&self) {
         let (registry, mesh) = (self.registry.clone(), self.mesh.clone());
-        let health = self.health.clone();
-        move || {
+        self.health.watch(move || {
             let mut troubles = mesh.troubles();
             if let Some(RegistryHealth::Down(why)) = registry.health() {
                 troubles.push(format!("registry: {why}"));
             }
-            health.set_troubles(troubles);
-        }
+            troubles
+        });
     }
 
     /// Shows what does not count by itself.

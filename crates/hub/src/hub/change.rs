@@ -72,7 +72,6 @@ impl Hub {
         self.mesh.commit(mesh);
         self.open_mesh(mesh_port);
         self.health.set_mode(new.ha.mode);
-        self.report_troubles();
         self.metrics.mesh.set_mode(new.ha.mode.as_str());
         (self.set_log_level)(new.observability.log_level);
         self.change_listeners(change, bound).await;

@@ -1,5 +1,7 @@
 //! Whether the hub wants traffic, and why not.
 
+use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use http::StatusCode;
@@ -19,13 +21,14 @@ pub enum Stage {
     Draining = 2,
 }
 
+type Troubles = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+
 /// What `/readyz` tells.
-#[derive(Debug)]
 pub struct Health {
     stage: AtomicU8,
     mode: Mutex<HaMode>,
-    /// What makes an active hub degraded; by the part that reports it.
-    troubles: Mutex<Vec<String>>,
+    /// Tells what makes an active hub degraded.
+    troubles: OnceLock<Troubles>,
 }
 
 impl Health {
@@ -35,7 +38,7 @@ impl Health {
         Self {
             stage,
             mode: Mutex::new(mode),
-            troubles: Mutex::default(),
+            troubles: OnceLock::new(),
         }
     }
 
@@ -63,9 +66,10 @@ impl Health {
         *self.mode.lock() = mode;
     }
 
-    /// Replaces what makes the hub degraded while its mode is active; empty = nothing.
-    pub fn set_troubles(&self, troubles: Vec<String>) {
-        *self.troubles.lock() = troubles;
+    /// Asks `troubles` from now on what makes the hub degraded while its mode is active; empty =
+    /// nothing. For one caller.
+    pub fn watch(&self, troubles: impl Fn() -> Vec<String> + Send + Sync + 'static) {
+        let _ = self.troubles.set(Box::new(troubles));
     }
 
     /// Status code and body of `/readyz`; a strict asker takes degraded for not ready.
@@ -77,7 +81,7 @@ impl Health {
             Stage::Draining => ("draining", StatusCode::SERVICE_UNAVAILABLE),
             Stage::Ready => {
                 if mode == HaMode::Active {
-                    reasons.clone_from(&self.troubles.lock());
+                    reasons.extend(self.troubles.get().iter().flat_map(|troubles| troubles()));
                 }
                 match (reasons.is_empty(), strict) {
                     (true, _) => ("ready", StatusCode::OK),
@@ -90,6 +94,15 @@ impl Health {
             code,
             json!({ "status": status, "mode": mode.as_str(), "reasons": reasons }),
         )
+    }
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health")
+            .field("stage", &self.stage())
+            .field("mode", &self.mode())
+            .finish_non_exhaustive()
     }
 }
 
@@ -120,7 +133,7 @@ mod tests {
     fn only_an_active_hub_is_degraded() {
         let health = Health::new(HaMode::Shadow);
         health.enter(Stage::Ready);
-        health.set_troubles(vec!["mesh link to hub-b is down".into()]);
+        health.watch(|| vec!["mesh link to hub-b is down".into()]);
         assert_eq!(told(&health, true), (200, "ready".into()));
         health.set_mode(HaMode::Active);
         assert_eq!(told(&health, false), (200, "degraded".into()));

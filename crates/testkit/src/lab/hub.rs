@@ -68,6 +68,14 @@ impl<'a> HubPlan<'a> {
         })
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn config(&self) -> &Value {
+        &self.config
+    }
+
     /// Sets a key by its path, `limits.max_conn_total`.
     #[must_use]
     pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
