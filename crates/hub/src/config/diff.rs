@@ -68,12 +68,7 @@ const FIXED: &[Fixed<HubConfig>] = &[
         },
     },
     fixed!("ha.replica_id", ha.replica_id),
-    // With HA off nothing uses these yet.
-    Fixed {
-        key: "ha.redis_url",
-        same: |old, new| old.ha.mode == HaMode::Off || old.ha.redis_url == new.ha.redis_url,
-        keep: |config, old| config.ha.redis_url.clone_from(&old.ha.redis_url),
-    },
+    // With HA off nothing uses it yet.
     Fixed {
         key: "ha.mesh.listen",
         same: |old, new| old.ha.mode == HaMode::Off || old.ha.mesh.listen == new.ha.mesh.listen,
@@ -130,6 +125,7 @@ impl HubConfig {
             ),
             ("ha.mode", self.ha.mode != new.ha.mode),
             ("ha.redis_url", self.ha.redis_url != new.ha.redis_url),
+            ("ha.redis_ca", self.ha.redis_ca != new.ha.redis_ca),
             ("ha.mesh", self.ha.mesh != new.ha.mesh),
         ];
         parts

@@ -220,15 +220,21 @@ impl Routes {
     fn alter(&self, agent_id: &Arc<str>, change: impl FnOnce(&mut Agent)) {
         let picture = &mut *self.picture.write();
         let agent = picture.agents.entry(agent_id.clone()).or_default();
-        for route in agent.current() {
-            retract(&mut picture.exports, route);
-        }
+        let before: Vec<_> = agent.current().cloned().collect();
         change(agent);
-        for route in agent.current() {
-            export(&mut picture.exports, route);
-        }
+        let after: Vec<_> = agent.current().cloned().collect();
         if !agent.is_here && agent.routes.is_empty() {
             picture.agents.remove(agent_id);
+        }
+        let same = |(one, other)| Arc::ptr_eq(one, other);
+        if before.len() == after.len() && before.iter().zip(&after).all(same) {
+            return;
+        }
+        for route in &before {
+            retract(&mut picture.exports, route);
+        }
+        for route in &after {
+            export(&mut picture.exports, route);
         }
         self.changed.send_modify(|version| *version += 1);
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use nowconnect_hub::registry::StoreConfig;
 use nowconnect_settings::Secret;
 use nowconnect_testkit::anyhow::{Result, ensure};
+use nowconnect_testkit::process::Signal;
 use nowconnect_testkit::redis::{Cluster, Redis, Sentinels};
 use nowconnect_testkit::wait::until;
 
@@ -72,6 +73,31 @@ async fn sentinels_lead_to_the_master_of_the_day() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_frozen_master_is_replaced_and_not_gone_back_to() -> Result<()> {
+    let servers = Sentinels::start().await?;
+    let a = Side::up("hub-a", &servers.url()).await?;
+    let lease = a.claim(claim("site-1", 1)).await?;
+    servers.master.signal(Signal::Stop).await?;
+    servers.wait_switched().await?;
+    let table = ["HEXISTS", "nowconnect:{hub:hub-a}", "site-1"];
+    until("the new master to be used", async || {
+        ensure!(servers.replica.run(&table).await? == "1");
+        ensure!(a.is_up());
+        Ok(())
+    })
+    .await?;
+    servers.master.signal(Signal::Cont).await?;
+    let stored = ["HGET", "nowconnect:{agent:site-1}", "epoch"];
+    let next = a.claim(claim("site-1", 2)).await?;
+    assert!(next.epoch() > lease.epoch());
+    assert_eq!(
+        servers.replica.run(&stored).await?,
+        next.epoch().to_string()
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_cluster_is_used_as_a_whole() -> Result<()> {
     let cluster = Cluster::start().await?;
     let a = Side::up("hub-a", &cluster.url()).await?;
@@ -121,7 +147,7 @@ async fn a_cluster_is_used_as_a_whole() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_cluster_that_loses_a_node_comes_back() -> Result<()> {
+async fn a_cluster_that_was_restarted_is_filled_again() -> Result<()> {
     let mut cluster = Cluster::start().await?;
     let a = Side::up("hub-a", &cluster.url()).await?;
     let lease = a.claim(claim("site-1", 1)).await?;

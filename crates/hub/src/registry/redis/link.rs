@@ -119,10 +119,11 @@ impl Link {
     }
 }
 
-/// Connects to the first of the target's nodes that answers.
+/// Connects to a node of the target that answers. Not always to the same: one that is cut off from
+/// the others would be of no use for ever.
 async fn any(dialer: &Dialer, on_push: impl Fn() -> OnPush) -> Result<Connection, Fault> {
     let mut last = Fault::Lost;
-    for node in &dialer.target.nodes {
+    for node in dialer.target.shuffled() {
         match dialer.connect(node, Login::Server, on_push()).await {
             Ok(connection) => return Ok(connection),
             Err(fault) => last = fault,

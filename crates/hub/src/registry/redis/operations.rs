@@ -34,10 +34,20 @@ pub(super) struct Write<'a> {
     pub(super) hub: &'a str,
     /// Its state from now on.
     pub(super) stamp: &'a Stamp,
-    /// The version that it must have; `None`: it is written anew.
-    pub(super) from: Option<u64>,
+    pub(super) over: Over,
     pub(super) changes: &'a Changes,
     pub(super) notice: Option<&'a Notice>,
+}
+
+/// What a [`Write`] takes the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// This version of the same table, and no other.
+    Version(u64),
+    /// All that earlier starts of the hub wrote, and this one.
+    Own,
+    /// Whatever there is.
+    Anything,
 }
 
 /// What became of a [`Write`].
@@ -114,7 +124,11 @@ impl Link {
     pub(super) async fn write(&self, write: &Write<'_>) -> Result<Written, Fault> {
         let mut args = vec![
             write.stamp.nonce.to_string(),
-            write.from.map(|from| from.to_string()).unwrap_or_default(),
+            match write.over {
+                Over::Version(version) => version.to_string(),
+                Over::Own => String::new(),
+                Over::Anything => "!".to_owned(),
+            },
             write.stamp.version.to_string(),
             TABLE_MS.to_string(),
             self.channel.clone(),

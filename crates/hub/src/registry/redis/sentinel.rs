@@ -83,7 +83,7 @@ async fn first(
     lost: &CancellationToken,
 ) -> Result<(Connection, Node), Fault> {
     let mut last = Fault::NoMaster(name.to_owned());
-    for node in &dialer.target.nodes {
+    for node in dialer.target.shuffled() {
         match consult(dialer, node, name, lost).await {
             Ok(found) => return Ok(found),
             Err(fault) => last = fault,

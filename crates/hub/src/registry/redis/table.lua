@@ -2,8 +2,8 @@
 --
 -- KEYS[1]  the table, a hash: #nonce which start of the hub wrote it, #version a number that grows
 --          with every change, and one field per agent
--- ARGV     1 nonce, 2 the version that the table must have ('' = write anew), 3 its version from now
---          on, 4 ms that the table lives, 5 channel, 6 message ('' = none),
+-- ARGV     1 nonce, 2 the version that the table must have ('' = write anew, '!' = also if a later
+--          start of the hub has it), 3 its version from now on, 4 ms that the table lives, 5 channel, 6 message ('' = none),
 --          then pairs of agent and entry ('' = none any more)
 -- Returns  'ok'; 'stale' when the table is not what the hub wrote last; 'conflict' when a later start
 --          of a hub of this name has it. Nothing has changed in those cases.
@@ -14,10 +14,16 @@ if kind ~= 'hash' and kind ~= 'none' then
     redis.call('DEL', key)
 end
 local found = redis.call('HMGET', key, '#nonce', '#version')
-if found[1] and found[1] > nonce then
+local anew = ARGV[2] == '' or ARGV[2] == '!'
+if found[1] and found[1] > nonce and ARGV[2] ~= '!' then
     return 'conflict'
 end
-if ARGV[2] == '' then
+-- Sent long ago and overtaken by what was written since.
+local late = found[1] == nonce and (tonumber(found[2]) or 0) >= tonumber(ARGV[3]) and ARGV[2] ~= ARGV[3]
+if late then
+    return 'stale'
+end
+if anew then
     redis.call('DEL', key)
     redis.call('HSET', key, '#nonce', nonce)
 elseif found[1] ~= nonce or found[2] ~= ARGV[2] then

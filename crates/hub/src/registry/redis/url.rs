@@ -125,6 +125,13 @@ impl Target {
             sentinel_password: parameter("sentinel_password")?,
         })
     }
+
+    /// All nodes, from any of them on.
+    pub(super) fn shuffled(&self) -> impl Iterator<Item = &Node> {
+        let first = rand::random_range(0..self.nodes.len());
+        let (before, from) = self.nodes.split_at(first);
+        from.iter().chain(before)
+    }
 }
 
 impl fmt::Debug for Target {

@@ -16,11 +16,11 @@ use super::super::{Registry, RegistryHealth};
 use super::dial::Dialer;
 use super::fault::Fault;
 use super::link::Link;
-use super::operations::{Write, Written};
+use super::operations::{Over, Write, Written};
 use super::{Store, Target};
 
 /// Between renewals of the table; each also finds whatever notifications did not tell. Jittered.
-const TICK: std::ops::Range<Duration> = Duration::from_millis(3000)..Duration::from_millis(4500);
+const TICK: std::ops::Range<Duration> = Duration::from_millis(2500)..Duration::from_millis(4000);
 /// Between attempts to reach the registry: at first, and at most.
 const AGAIN: Duration = Duration::from_millis(200);
 const AT_MOST: Duration = Duration::from_secs(2);
@@ -44,6 +44,8 @@ pub(in crate::registry) struct Worker {
     /// Which start of this hub it is, from the first contact on; and the version of its table.
     nonce: Option<Arc<str>>,
     version: u64,
+    /// Whether this start of the hub has taken over from the one before it, which it does once.
+    succeeded: bool,
     standing: Standing,
     held_at: Option<Instant>,
     shown: Option<RegistryHealth>,
@@ -74,6 +76,7 @@ impl Worker {
             read_at: HashMap::new(),
             nonce: None,
             version: 0,
+            succeeded: false,
             standing: Standing::Unwritten,
             held_at: None,
             shown: None,
@@ -153,11 +156,16 @@ impl Worker {
     async fn tick(&mut self, link: &Arc<Link>) -> Result<(), Fault> {
         if self.standing == Standing::Ours {
             let unchanged = Changes::new();
-            self.write(link, Some(self.version), &unchanged, None)
-                .await?;
+            let over = Over::Version(self.version);
+            self.write(link, over, &unchanged, None).await?;
         }
         if self.standing != Standing::Ours {
             self.rewrite(link).await?;
+        }
+        if self.standing == Standing::Unwritten {
+            // Lost again while it was being written.
+            self.store.suspect.notify_one();
+            return Ok(());
         }
         link.check().await?;
         let here = self.registry.hub.clone();
@@ -194,15 +202,19 @@ impl Worker {
         };
         self.held_at = None;
         let mut batches = all.chunks(BATCH).map(<[_]>::to_vec);
-        let mut from = None;
+        let mut over = match self.succeeded {
+            true => Over::Own,
+            false => Over::Anything,
+        };
         let mut batch = batches.next().unwrap_or_default();
         loop {
             let next = batches.next();
             // Told at the end: who reads before would read in vain.
             let news = next.is_none().then_some(News::Rewritten);
             self.version += 1;
-            self.write(link, from, &batch, news).await?;
-            from = Some(self.version);
+            self.write(link, over, &batch, news).await?;
+            self.succeeded = true;
+            over = Over::Version(self.version);
             match next {
                 Some(next) if self.standing == Standing::Ours => batch = next,
                 _ => return Ok(()),
@@ -232,10 +244,10 @@ impl Worker {
             let entry = |id: &Arc<str>| own.get(id).map(|record| record.entry());
             ids.into_iter().map(|id| (id.clone(), entry(&id))).collect()
         };
-        let from = self.version;
+        let over = Over::Version(self.version);
         self.version += 1;
         let news = News::Changed(changes.clone());
-        self.write(link, Some(from), &changes, Some(news)).await?;
+        self.write(link, over, &changes, Some(news)).await?;
         match self.standing {
             // It was lost, or came back from the past.
             Standing::Unwritten => self.tick(link).await,
@@ -246,7 +258,7 @@ impl Worker {
     async fn write(
         &mut self,
         link: &Link,
-        from: Option<u64>,
+        over: Over,
         changes: &Changes,
         news: Option<News>,
     ) -> Result<(), Fault> {
@@ -255,7 +267,7 @@ impl Worker {
             .write(&Write {
                 hub: &self.registry.hub,
                 stamp: &self.stamp(),
-                from,
+                over,
                 changes,
                 notice: notice.as_ref(),
             })
