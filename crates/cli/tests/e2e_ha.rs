@@ -225,3 +225,39 @@ async fn hubs_that_do_not_reach_each_other_serve_their_own_agents() -> Result<()
     pair.a.wait_status("ready").await?;
     finish(transfers(&pair.b, 2, 1_000_000).await?).await
 }
+
+/// In shadow mode nothing crosses: a flow whose tunnel is gone waits for it, though the agent has
+/// another one at the other hub.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_shadow_mode_no_flow_moves_to_the_other_hub() -> Result<()> {
+    let pair = Pair::start(lab()?, "shadow").await?;
+    let proxy = FaultProxy::start(pair.b.tunnel_addr()?).await?;
+    let urls = [pair.a.tunnel_addr()?, proxy.addr()].map(|addr| format!("ws://{addr}/tunnel"));
+    let agent = pair.agent(&[], "all").set("tunnel.urls", json!(urls));
+    let _agent = agent.start().await?;
+    pair.b.wait_agents(1).await?;
+    pair.wait_routes(&pair.b, 1).await?;
+    let running = transfers(&pair.b, 2, 8_000_000).await?;
+    pair.bulk.wait_accepted(2).await?;
+    proxy.refuse();
+    proxy.cut(Cut::Reset);
+    pair.b.wait_agents(0).await?;
+    // A new client finds no agent here, and is told so.
+    pair.b.turns_away("bulk").await?;
+    let remote = [("decision", "remote")];
+    let name = "nowconnect_shadow_decisions_total";
+    pair.b
+        .wait_metric(name, &remote, |count| count == 1.0)
+        .await?;
+    proxy.heal();
+    finish(running).await?;
+    assert_eq!(pair.bulk.accepted(), 2);
+    assert_eq!(pair.b.metric(CROSSED, &[]).await?, 0.0);
+    let frames = [("dir", "out"), ("type", "M_OPEN")];
+    let opens = pair
+        .b
+        .metric("nowconnect_mesh_frames_total", &frames)
+        .await?;
+    assert_eq!(opens, 0.0);
+    Ok(())
+}

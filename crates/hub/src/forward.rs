@@ -17,6 +17,7 @@ use nowconnect_proto::{FlowId, Reason};
 use parking_lot::Mutex;
 
 use crate::config::{HaMode, HubConfig};
+use crate::mesh::Peer;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::tunnels::{Session, Tunnels};
@@ -110,17 +111,20 @@ impl Forward {
         self.flows.load(Ordering::Relaxed)
     }
 
-    /// A peer offers or resumes a flow over its link, on which it sends `first_window` bytes of a new
-    /// flow unasked.
-    pub fn open(&self, link: &Arc<Link>, id: FlowId, open: Open, first_window: u32) {
+    /// A peer offers or resumes a flow over its link.
+    pub fn open(&self, link: &Arc<Link>, peer: &Peer, id: FlowId, open: Open) {
         if link.carries(id) {
             return link.close(Reason::ProtocolError);
         }
         let (mode, cid) = (open.mode, open.cid);
-        let Err(reason) = self.pass_on(link, id, open, first_window) else {
+        let Err(reason) = self.pass_on(link, peer.first_window, id, open) else {
             return;
         };
-        tracing::debug!(event = "flow_refused", %cid, peer = %link.peer().name, %reason);
+        tracing::debug!(event = "flow_refused", %cid, hub = %peer.hub, %reason);
+        if reason == Reason::Limit {
+            self.metrics.mesh.backpressure.with(["refused"]).inc();
+            peer.metrics.drops("refused").inc();
+        }
         match reason {
             // What stands in the way of a running flow may be gone in a moment, or elsewhere.
             Reason::UnknownConnector | Reason::Denied => link.refuse(id, reason),
@@ -132,9 +136,9 @@ impl Forward {
     fn pass_on(
         &self,
         link: &Arc<Link>,
+        first_window: u32,
         id: FlowId,
         open: Open,
-        first_window: u32,
     ) -> Result<(), Reason> {
         // Running flows may go on when the mode is not active any more.
         let active = self.mode.load(Ordering::Relaxed) == HaMode::Active as u8;

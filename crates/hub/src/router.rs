@@ -26,7 +26,7 @@ use crate::tunnels::{Session, Tunnels};
 pub use client_flow::ClientFlow;
 pub use orphans::{Holder, Orphans};
 
-use paths::Paths;
+use paths::{Path, Paths};
 
 /// Opens flows and keeps them until they end.
 pub struct Router {
@@ -230,7 +230,9 @@ impl Router {
         let cid = entry.flow.cid();
         self.orphans.add(holder, entry.clone());
         // Looked up only now: a path that comes later finds the flow waiting.
-        if let Some(path) = self.paths.towards(holder, shunned)
+        if let Some(path) = self
+            .paths
+            .towards(holder, entry.client.may_cross(), shunned)
             && self.orphans.take(holder, cid)
         {
             entry.client.go_on(&entry.flow, &path);
@@ -259,9 +261,13 @@ impl Router {
     }
 
     fn resume_for(&self, holder: &Holder) {
-        if let Some(path) = self.paths.towards(holder, None) {
-            for Entry { flow, client } in self.orphans.take_all(holder) {
-                client.go_on(&flow, &path);
+        if let Some(path) = self.paths.towards(holder, true, None) {
+            for entry in self.orphans.take_all(holder) {
+                if matches!(path, Path::Local(_)) || entry.client.may_cross() {
+                    entry.client.go_on(&entry.flow, &path);
+                } else {
+                    self.orphans.add(holder, entry);
+                }
             }
             return;
         }

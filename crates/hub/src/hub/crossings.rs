@@ -32,7 +32,7 @@ impl Crossings {
 
 impl MeshEvents for Crossings {
     fn on_open(&self, link: &Arc<Link>, peer: &Arc<Peer>, id: FlowId, open: Open) {
-        self.forward.open(link, id, open, peer.first_window);
+        self.forward.open(link, peer, id, open);
     }
 
     fn link_up(&self, _: &str) {

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use super::orphans::Holder;
 use super::paths::{Load, Path, Place, Tried};
 use super::{Router, end_flow};
+use crate::config::HaMode;
 use crate::metrics::ListenerError;
 use crate::policy::Permit;
 
@@ -122,6 +123,11 @@ impl ClientFlow {
         false
     }
 
+    /// Whether the flow may go over another hub: where that is the mode, or it has done so before.
+    pub(super) fn may_cross(&self) -> bool {
+        self.route.lock().crossed || self.router.paths.is_mode(HaMode::Active)
+    }
+
     /// Carries on over `path` a flow that lost its own.
     pub(super) fn go_on(&self, flow: &Arc<SocketFlow>, path: &Path) {
         self.take(path);
@@ -168,7 +174,8 @@ impl ClientFlow {
         holder: &Holder,
         shunned: Option<&str>,
     ) -> bool {
-        if self.router.paths.towards(holder, shunned).is_some() {
+        let paths = &self.router.paths;
+        if paths.towards(holder, self.may_cross(), shunned).is_some() {
             return false;
         }
         if let Some(hub) = shunned {

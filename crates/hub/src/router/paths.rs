@@ -206,12 +206,20 @@ impl Paths {
         Some(Path::Remote(route, link))
     }
 
-    /// A path to the process that holds the other end of a flow, not over `shunned`. Flows that
-    /// crossed the mesh may go on crossing it when the mode is not active any more.
-    pub(super) fn towards(&self, holder: &Holder, shunned: Option<&str>) -> Option<Path> {
+    /// A path to the process that holds the other end of a flow: a tunnel here, or, if it `may_cross`
+    /// the mesh, one elsewhere, but not over `shunned`.
+    pub(super) fn towards(
+        &self,
+        holder: &Holder,
+        may_cross: bool,
+        shunned: Option<&str>,
+    ) -> Option<Path> {
         let directory = self.tunnels.directory();
         if let Some(session) = directory.of_instance(&holder.agent_id, holder.instance) {
             return Some(Path::Local(session));
+        }
+        if !may_cross {
+            return None;
         }
         let routes = self
             .registry
