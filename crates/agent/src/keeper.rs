@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use http::Uri;
 use nowconnect_link::session::LinkClosed;
 use nowconnect_link::tasks::Tasks;
-use nowconnect_proto::backoff::Backoff;
+use nowconnect_proto::backoff::{Backoff, MAX_RETRY_AFTER};
 use nowconnect_proto::hello::{Body, TokenAck, Update, UpdateAck};
 use nowconnect_proto::{Frame, Reason};
 use tokio::sync::watch;
@@ -77,6 +77,8 @@ pub(crate) struct Keeper {
     started: Instant,
     /// Which of the URLs to try first: the one that worked last.
     preferred: usize,
+    /// How long the hub wants us to stay away.
+    banned: Duration,
     /// How the last tunnel ended.
     last_end: Option<&'static str>,
 }
@@ -111,6 +113,7 @@ impl Keeper {
             backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
             started: Instant::now(),
             preferred: 0,
+            banned: Duration::ZERO,
             last_end: None,
         }
     }
@@ -164,9 +167,7 @@ impl Keeper {
             up = None;
             self.backoff.note_lost(self.started.elapsed());
             self.last_end = Some(end_label(reason));
-            if let Some(rest) = rest_after(reason) {
-                self.backoff.note_retry_after(rest);
-            }
+            self.banned = rest_after(reason).unwrap_or_default();
             retire.run_until_cancelled(self.rest(true)).await;
         }
     }
@@ -182,7 +183,7 @@ impl Keeper {
                     self.preferred = at;
                     return tunnel;
                 }
-                Err(retry_after) => self.backoff.note_retry_after(retry_after),
+                Err(retry_after) => self.banned = retry_after,
             }
             self.rest(false).await;
         }
@@ -206,14 +207,22 @@ impl Keeper {
         );
     }
 
-    /// Waits before the next attempt, unless there is news that may make it succeed.
+    /// Waits before the next attempt, unless there is news that may make it succeed, or that makes it
+    /// pressing: the other tunnels are gone, or about to go.
     async fn rest(&mut self, just_lost: bool) {
+        let banned = std::mem::take(&mut self.banned).min(MAX_RETRY_AFTER);
+        self.backoff.note_retry_after(banned);
         let urgent = just_lost || self.around.tunnels.flows.any_waiting();
         let most = if urgent { BACKOFF_URGENT } else { BACKOFF_MAX };
         let delay = self.backoff.next_within(rand::random(), most);
         tracing::debug!(event = "tunnel_retry", in_ms = delay.as_millis());
+        let began = Instant::now();
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
+            () = self.around.tunnels.standing.bereft() => {
+                let jitter = BACKOFF_BASE.mul_f64(rand::random());
+                tokio::time::sleep(banned.saturating_sub(began.elapsed()) + jitter).await;
+            }
             Ok(()) = self.token.changed() => {}
             Ok(()) = self.around.config.changed() => {}
         }

@@ -133,6 +133,13 @@ impl Standing {
         });
     }
 
+    /// Waits until there was a tunnel that takes flows, and is none any more.
+    pub(crate) async fn bereft(&self) {
+        let mut changes = self.state.subscribe();
+        let _ = changes.wait_for(State::has_lasting).await;
+        let _ = changes.wait_for(|state| !state.has_lasting()).await;
+    }
+
     /// Waits until nobody else renews a tunnel; the next one waits until the turn is dropped.
     pub(crate) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.renewals).acquire_owned().await.ok()
@@ -280,6 +287,18 @@ mod tests {
         assert_eq!(standing.claim().await.held, 6);
         drop(new);
         assert_eq!(standing.claim().await.held, 5);
+    }
+
+    #[tokio::test]
+    async fn the_last_tunnel_that_takes_flows_is_missed() {
+        let standing = Standing::new();
+        let [first, last] = [5, 5].map(|epoch| standing.enter(Some(epoch)).unwrap());
+        let mut bereft = std::pin::pin!(standing.bereft());
+        drop(first);
+        let early = timeout(Duration::from_millis(1), &mut bereft).await;
+        assert!(early.is_err(), "there is another");
+        last.leave();
+        bereft.await;
     }
 
     #[tokio::test]
