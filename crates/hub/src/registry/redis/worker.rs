@@ -1,22 +1,23 @@
 //! The task that keeps this hub's table in the shared registry, and what it knows of others' fresh.
 
+mod publish;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::try_join_all;
 use nowconnect_proto::backoff::Backoff;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use super::super::routes::{Entry, Refresh};
 use super::super::tables::{Heard, Tables};
-use super::super::wire::{Changes, News, Notice, Stamp};
+use super::super::wire::{Changes, Notice};
 use super::super::{Registry, RegistryHealth};
 use super::dial::Dialer;
 use super::fault::Fault;
 use super::link::Link;
-use super::operations::{Over, Write, Written};
+use super::operations::Over;
 use super::{Store, Target};
 
 /// Between renewals of the table; each also finds whatever notifications did not tell. Jittered.
@@ -26,9 +27,6 @@ const AGAIN: Duration = Duration::from_millis(200);
 const AT_MOST: Duration = Duration::from_secs(2);
 /// Between looks at the agents' records, which would be forgotten otherwise.
 const HOLD: Duration = Duration::from_secs(3600);
-/// Agents per write, and records per batch.
-const BATCH: usize = 256;
-const RECORDS: usize = 32;
 /// A table that was read as lately as that is not read again for a single flow.
 const JUST_READ: Duration = Duration::from_millis(200);
 /// How long a hub that stops takes to say so.
@@ -191,117 +189,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Writes the table anew from what is here.
-    async fn rewrite(&mut self, link: &Arc<Link>) -> Result<(), Fault> {
-        self.store.dirty.lock().clear();
-        let all: Changes = {
-            let own = self.registry.own.lock();
-            own.iter()
-                .map(|(id, record)| (id.clone(), Some(record.entry())))
-                .collect()
-        };
-        self.held_at = None;
-        let mut batches = all.chunks(BATCH).map(<[_]>::to_vec);
-        let mut over = match self.succeeded {
-            true => Over::Own,
-            false => Over::Anything,
-        };
-        let mut batch = batches.next().unwrap_or_default();
-        loop {
-            let next = batches.next();
-            // Told at the end: who reads before would read in vain.
-            let news = next.is_none().then_some(News::Rewritten);
-            self.version += 1;
-            self.write(link, over, &batch, news).await?;
-            self.succeeded = true;
-            over = Over::Version(self.version);
-            match next {
-                Some(next) if self.standing == Standing::Ours => batch = next,
-                _ => return Ok(()),
-            }
-        }
-    }
-
-    /// Writes what has changed here since it was written last.
-    async fn publish(&mut self, link: &Arc<Link>) -> Result<(), Fault> {
-        if self.standing != Standing::Ours {
-            return Ok(());
-        }
-        let ids: Vec<_> = {
-            let mut dirty = self.store.dirty.lock();
-            let ids: Vec<_> = dirty.iter().take(BATCH).cloned().collect();
-            dirty.retain(|id| !ids.contains(id));
-            if !dirty.is_empty() {
-                self.store.changed.notify_one();
-            }
-            ids
-        };
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let changes: Changes = {
-            let own = self.registry.own.lock();
-            let entry = |id: &Arc<str>| own.get(id).map(|record| record.entry());
-            ids.into_iter().map(|id| (id.clone(), entry(&id))).collect()
-        };
-        let over = Over::Version(self.version);
-        self.version += 1;
-        let news = News::Changed(changes.clone());
-        self.write(link, over, &changes, Some(news)).await?;
-        match self.standing {
-            // It was lost, or came back from the past.
-            Standing::Unwritten => self.tick(link).await,
-            _ => Ok(()),
-        }
-    }
-
-    async fn write(
-        &mut self,
-        link: &Link,
-        over: Over,
-        changes: &Changes,
-        news: Option<News>,
-    ) -> Result<(), Fault> {
-        let notice = news.map(|news| self.notice(news));
-        let written = link
-            .write(&Write {
-                hub: &self.registry.hub,
-                stamp: &self.stamp(),
-                over,
-                changes,
-                notice: notice.as_ref(),
-            })
-            .await?;
-        self.standing = match written {
-            Written::Done => Standing::Ours,
-            Written::Stale => Standing::Unwritten,
-            Written::Conflict => Standing::Theirs,
-        };
-        Ok(())
-    }
-
-    /// Lets the agents' records know of their owners here.
-    async fn hold(&mut self, link: &Link) -> Result<(), Fault> {
-        let owners: Vec<_> = {
-            let own = self.registry.own.lock();
-            own.iter()
-                .map(|(id, record)| (id.clone(), record.owner))
-                .collect()
-        };
-        for batch in owners.chunks(RECORDS) {
-            try_join_all(batch.iter().map(|(id, owner)| link.hold(id, *owner))).await?;
-        }
-        self.held_at = Some(Instant::now());
-        Ok(())
-    }
-
-    async fn leave(&mut self, link: &Link) -> Result<(), Fault> {
-        match self.standing {
-            Standing::Ours => link.leave(&self.notice(News::Left)).await,
-            _ => Ok(()),
-        }
-    }
-
     async fn hear(&mut self, link: &Link, message: &[u8]) -> Result<(), Fault> {
         let Some(notice) = Notice::read(message) else {
             tracing::debug!(event = "registry_notice_unread", bytes = message.len());
@@ -357,21 +244,6 @@ impl Worker {
     fn learn(&self, hub: &Arc<str>, changes: Vec<(Arc<str>, Option<Entry>)>) {
         for (agent_id, entry) in changes {
             self.registry.learn(hub, &agent_id, entry.as_ref());
-        }
-    }
-
-    fn stamp(&self) -> Stamp {
-        Stamp {
-            nonce: self.nonce.clone().unwrap_or_default(),
-            version: self.version,
-        }
-    }
-
-    fn notice(&self, news: News) -> Notice {
-        Notice {
-            hub: self.registry.hub.clone(),
-            stamp: self.stamp(),
-            news,
         }
     }
 
