@@ -25,6 +25,7 @@ pub mod issuer;
 pub mod lab;
 pub mod log;
 pub mod metrics;
+pub mod nginx;
 pub mod pattern;
 pub mod ports;
 pub mod postgres;

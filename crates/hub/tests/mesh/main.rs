@@ -9,6 +9,7 @@
 mod changes;
 mod doors;
 mod identity;
+mod ingress;
 mod life;
 mod log;
 mod member;
