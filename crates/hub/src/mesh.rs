@@ -403,6 +403,31 @@ async fn see_off(link: &Link, stop: &CancellationToken) {
     link.close(Reason::Finished);
 }
 
+fn log_down(direction: &str, peer: &str, hub: &str, closed: &LinkClosed, lived: Duration) {
+    let (reason, detail) = (closed.reason.name(), closed.detail.as_str());
+    let duration_ms = lived.as_millis() as u64;
+    // tracing wants the level to be known when this is compiled.
+    macro_rules! log {
+        ($log:path) => {
+            $log!(
+                event = "mesh_link_down",
+                direction,
+                peer,
+                hub,
+                reason,
+                detail,
+                duration_ms,
+                audit = true
+            )
+        };
+    }
+    if is_orderly(closed.reason) {
+        log!(tracing::info);
+    } else {
+        log!(tracing::warn);
+    }
+}
+
 /// Whether links end for `reason` in the course of events, and not by a fault.
 fn is_orderly(reason: Reason) -> bool {
     matches!(

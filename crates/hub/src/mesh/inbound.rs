@@ -27,11 +27,14 @@ use super::credentials::Mutual;
 use super::links::{Claim, Conflict, Inward};
 use super::meter::LinkMeter;
 use super::terms::Terms;
-use super::{GOODBYE, HANDSHAKE, Mesh, PLAIN, Peer, SEALED, is_orderly, link_config};
+use super::{GOODBYE, HANDSHAKE, Mesh, PLAIN, Peer, SEALED, is_orderly, link_config, log_down};
 use crate::forwarded::sender;
 
 /// Links in their handshake at a time, from one address.
 const STRANGERS_PER_ADDRESS: usize = 32;
+
+/// Names of a certificate that are logged.
+const SHOWN_NAMES: usize = 8;
 
 /// Certificates that the other side of a connection has shown, leaf first, whose key it has proven to
 /// hold.
@@ -244,7 +247,7 @@ fn prove(
             true => "it has no subject alternative name".to_owned(),
             false => format!(
                 "it is for {}, none of which is the host of one of ha.mesh.peers",
-                names.join(", ")
+                names[..names.len().min(SHOWN_NAMES)].join(", ")
             ),
         };
         return Err(unproven(CertificateFault::WrongName, detail));
@@ -437,16 +440,7 @@ impl Guest {
         if !is_orderly(closed.reason) {
             peer.metrics.errors.inc();
         }
-        tracing::warn!(
-            event = "mesh_link_down",
-            direction = "inbound",
-            peer = %peer.label,
-            hub = %peer.hub,
-            reason = closed.reason.name(),
-            detail = %closed.detail,
-            duration_ms = begun.elapsed().as_millis() as u64,
-            audit = true,
-        );
+        log_down("inbound", &peer.label, &peer.hub, &closed, begun.elapsed());
     }
 
     fn note_turned(&self, turned: &Turned) {

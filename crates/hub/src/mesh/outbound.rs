@@ -330,7 +330,7 @@ impl Outbound {
         mesh.links.leave_outbound(&up.hub, &up.link);
         let closed = match end {
             End::Lost(closed) => {
-                self.log_down(&up, &closed);
+                self.note_down(&up, &closed);
                 closed
             }
             End::Leaving(reason) => {
@@ -372,29 +372,20 @@ impl Outbound {
                 closed = &mut up.driver => closed,
                 () = see_off(&link, &stop) => (&mut up.driver).await,
             };
-            log_down(&label, &metrics, &up, &or_panic(closed));
+            note_down(&label, &metrics, &up, &or_panic(closed));
         });
     }
 
-    fn log_down(&self, up: &Up, closed: &LinkClosed) {
-        log_down(&self.label, &self.metrics, up, closed);
+    fn note_down(&self, up: &Up, closed: &LinkClosed) {
+        note_down(&self.label, &self.metrics, up, closed);
     }
 }
 
-fn log_down(label: &str, metrics: &PeerMetrics, up: &Up, closed: &LinkClosed) {
+fn note_down(label: &str, metrics: &PeerMetrics, up: &Up, closed: &LinkClosed) {
     if !is_orderly(closed.reason) {
         metrics.errors.inc();
     }
-    tracing::warn!(
-        event = "mesh_link_down",
-        direction = "outbound",
-        peer = %label,
-        hub = %up.hub,
-        reason = closed.reason.name(),
-        detail = %closed.detail,
-        duration_ms = up.started.elapsed().as_millis() as u64,
-        audit = true,
-    );
+    super::log_down("outbound", label, &up.hub, closed, up.started.elapsed());
 }
 
 fn or_panic(closed: Result<LinkClosed, tokio::task::JoinError>) -> LinkClosed {

@@ -190,3 +190,34 @@ async fn mutual_tls_passes_a_proxy_that_is_slow() {
     a.dial(&[format!("ws://{}/mesh", proxy.addr())]).await;
     both_linked(&a, &b).await;
 }
+
+/// One port, two kinds of client certificates: each path takes its own and no other.
+#[tokio::test]
+async fn a_certificate_of_an_agent_opens_no_mesh_and_that_of_a_hub_no_tunnel() {
+    let (mesh, agents) = (
+        Authority::new("mesh").unwrap(),
+        Authority::new("agents").unwrap(),
+    );
+    let certificate = Certificate::good(&["127.0.0.10"]);
+    mesh.issue("hub", &certificate).unwrap();
+    agents.issue("agent", &certificate).unwrap();
+    let hub = Member::start("hub-b", |config| {
+        with_mtls(config, &mesh, "hub-b");
+        with_tls(config, &mesh, "hub-b");
+        config.tunnel.tls.as_mut().unwrap().client_ca = Some(agents.bundle());
+        config.ha.mesh.peers = vec!["wss://127.0.0.10:1/mesh".parse().unwrap()];
+    })
+    .await;
+    let tunnel = hub.url().replace("/mesh", "/tunnel");
+    let refused = |status, code: &str| Got::Refused(status, code.to_owned());
+    let agent = tls(&mesh, Some((&agents, "agent")));
+    let got = join(&hub.url(), Some(&agent), &[PLAIN], "hub-a").await;
+    assert_eq!(got, refused(403, "certificate_unknown_ca"));
+    let got = join(&tunnel, Some(&agent), &["nowconnect.v2"], "hub-a").await;
+    assert_eq!(got, refused(401, "missing_token"), "only the token is missing");
+    let peer = tls(&mesh, Some((&mesh, "hub")));
+    let got = join(&tunnel, Some(&peer), &["nowconnect.v2"], "hub-a").await;
+    assert_eq!(got, refused(403, "client_certificate"));
+    let got = join(&hub.url(), Some(&peer), &[PLAIN], "hub-a").await;
+    assert_eq!(got, Got::Linked("hub-b".to_owned()));
+}

@@ -11,10 +11,9 @@ use tokio_util::io::poll_read_buf;
 use crate::upgrade::Upgraded;
 use crate::ws::{Batch, Decoder, Limits, Mask, Message, Opcode, Role, write_close, write_message};
 
-/// Most bytes that one message of ours carries: a few TLS records.
+/// Most bytes that one message carries, ours and the peer's: a few TLS records. The peer has proven
+/// nothing yet when the first ones come.
 const MESSAGE: usize = 64 * 1024;
-/// Longest message that is taken; whoever is in between may join fragments.
-const LONGEST: usize = 4 * MESSAGE;
 /// Room for reads.
 const READ_BUFFER: usize = 64 * 1024;
 
@@ -44,8 +43,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsBytes<S> {
     /// Takes over a connection after its upgrade; `role` is ours in the WebSocket.
     pub fn new(upgraded: Upgraded<S>, role: Role) -> Self {
         let limits = Limits {
-            max_frame: LONGEST,
-            max_message: LONGEST,
+            max_frame: MESSAGE,
+            max_message: MESSAGE,
         };
         Self {
             io: upgraded.io,
