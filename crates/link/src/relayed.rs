@@ -16,6 +16,9 @@ use crate::carried::{Carried, Heard, Turn};
 use crate::pool::Share;
 use crate::session::Link;
 
+/// Bytes that a flow puts on a link in one turn at most: as many as one that reads a socket.
+const MOST_A_TURN: usize = 256 * 1024;
+
 /// A flow between two links of this process.
 pub struct Relayed {
     cid: Cid,
@@ -212,9 +215,10 @@ impl Relayed {
             return None;
         }
         let max_payload = self.leg(face).link.peer().max_payload;
-        let left = self.put_frames(&mut state, face, max_payload, turn.most, put);
+        let most = turn.most.min(MOST_A_TURN);
+        let left = self.put_frames(&mut state, face, max_payload, most, put);
         self.charge(&mut state);
-        let mark = turn.mark + (turn.most - left) as u64;
+        let mark = turn.mark + (most - left) as u64;
         let wanted = self.wanted(&state);
         // More bytes, or the FIN behind them.
         let waits = left == 0 && wanted[index(face)];
