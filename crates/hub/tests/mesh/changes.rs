@@ -5,8 +5,8 @@ use std::sync::Arc;
 use nowconnect_hub::config::HaMode;
 use nowconnect_testkit::authority::{Authority, Certificate};
 
-use crate::log::Log;
 use crate::member::{Member, both_linked, pair, with_mtls};
+use nowconnect_testkit::captured_log::CapturedLog;
 
 #[tokio::test]
 async fn peers_are_added_and_removed() {
@@ -19,11 +19,14 @@ async fn peers_are_added_and_removed() {
     both_linked(&a, &c).await;
     let now = a.linked("hub-b").await;
     assert!(Arc::ptr_eq(&to_b, &now), "the link to the first stays");
-    let log = Log::start();
+    let log = CapturedLog::start();
     a.dial(&[c.url()]).await;
-    log.line(&["mesh_link_down", "outbound", "hub-b"]).await;
-    log.line(&["mesh_link_down", "inbound", "hub-b", "denied"])
-        .await;
+    log.wait_line(&["mesh_link_down", "outbound", "hub-b"])
+        .await
+        .unwrap();
+    log.wait_line(&["mesh_link_down", "inbound", "hub-b", "denied"])
+        .await
+        .unwrap();
     b.fails("127.0.0.10", "not for the host of any of its ha.mesh.peers")
         .await;
     b.dial(&[]).await;
@@ -76,10 +79,12 @@ async fn certificates_are_exchanged_under_standing_links() {
     })
     .await;
 
-    let log = Log::start();
+    let log = CapturedLog::start();
     std::fs::write(authority.file("hub-a.key"), "nonsense").unwrap();
     a.hub.mesh().tend();
-    log.line(&["certificate_kept", "mesh", "hub-a.key"]).await;
+    log.wait_line(&["certificate_kept", "mesh", "hub-a.key"])
+        .await
+        .unwrap();
     a.measures("nowconnect_cert_expiry_seconds", &mesh, |left| {
         left > 0.9 * month
     })
@@ -89,7 +94,9 @@ async fn certificates_are_exchanged_under_standing_links() {
     longer.until += std::time::Duration::from_secs(30 * 24 * 3600);
     authority.issue("hub-a", &longer).unwrap();
     a.hub.mesh().tend();
-    log.line(&["certificate_changed", "mesh"]).await;
+    log.wait_line(&["certificate_changed", "mesh"])
+        .await
+        .unwrap();
     a.measures("nowconnect_cert_expiry_seconds", &mesh, |left| {
         left > 1.9 * month
     })

@@ -3,9 +3,9 @@
 use nowconnect_hub::config::HaMode;
 use nowconnect_testkit::http;
 
-use crate::log::Log;
 use crate::member::Member;
 use crate::stranger::{Got, PLAIN, SEALED, join};
+use nowconnect_testkit::captured_log::CapturedLog;
 
 fn upgrade<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     let mut headers = vec![
@@ -21,7 +21,7 @@ fn upgrade<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
 
 #[tokio::test]
 async fn only_the_exact_path_and_no_browser() {
-    let log = Log::start();
+    let log = CapturedLog::start();
     let hub = Member::start("hub-b", |_| ()).await;
     let address = hub.address();
     for path in [
@@ -41,7 +41,9 @@ async fn only_the_exact_path_and_no_browser() {
         .unwrap();
     assert_eq!(answer.status, 403);
     assert!(answer.body.contains("browser_origin"), "{}", answer.body);
-    log.line(&["mesh_refused", "browser_origin"]).await;
+    log.wait_line(&["mesh_refused", "browser_origin"])
+        .await
+        .unwrap();
     assert_eq!(http::get(address, "/mesh").await.unwrap().status, 426);
     let got = join(&hub.url(), None, &["nowconnect.v2"], "hub-a").await;
     assert_eq!(got, Got::Refused(400, "no_mesh_subprotocol".to_owned()));

@@ -4,17 +4,19 @@ use nowconnect_proto::Reason;
 use nowconnect_testkit::authority::{Authority, Certificate};
 use nowconnect_testkit::fault_proxy::FaultProxy;
 
-use crate::log::Log;
 use crate::member::{Member, both_linked, pair, with_mtls};
 use crate::stranger::{Got, PLAIN, SEALED, join, tls};
+use nowconnect_testkit::captured_log::CapturedLog;
 
 #[tokio::test]
 async fn a_hub_is_not_its_own_peer() {
-    let log = Log::start();
+    let log = CapturedLog::start();
     let mut a = Member::start("hub-a", |_| ()).await;
     a.dial(&[a.url()]).await;
     a.fails("127.0.0.10", "identity_conflict").await;
-    log.line(&["mesh_peer_conflict", "127.0.0.10"]).await;
+    log.wait_line(&["mesh_peer_conflict", "127.0.0.10"])
+        .await
+        .unwrap();
     a.measures(
         "nowconnect_mesh_link_errors_total",
         &[("peer", "127.0.0.10")],
@@ -63,10 +65,12 @@ async fn a_hub_that_was_started_again_takes_its_own_place() {
     let (_, old) = both_linked(&a, &b).await;
     a.is_dialed_by("hub-b").await;
     let client = tls(&authority, Some((&authority, "hub-b")));
-    let log = Log::start();
+    let log = CapturedLog::start();
     let got = join(&a.url(), Some(&client), &[SEALED], "hub-b").await;
     assert_eq!(got, Got::Linked("hub-a".to_owned()));
     b.fails("127.0.0.10", "superseded").await;
     assert!(!old.takes_flows());
-    log.line(&["mesh_link_down", "inbound", "superseded"]).await;
+    log.wait_line(&["mesh_link_down", "inbound", "superseded"])
+        .await
+        .unwrap();
 }

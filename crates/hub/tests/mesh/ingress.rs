@@ -7,9 +7,9 @@ use nowconnect_testkit::http;
 use nowconnect_testkit::nginx::Ingress;
 use nowconnect_testkit::{ports, wait};
 
-use crate::log::Log;
 use crate::member::{both_linked, host, pair, with_mtls};
 use crate::stranger::{Got, SEALED, join, tls};
+use nowconnect_testkit::captured_log::CapturedLog;
 
 fn ingress(authority: &Authority, name: &str, hub: SocketAddr) -> Ingress {
     Ingress {
@@ -35,14 +35,16 @@ async fn hubs_prove_themselves_through_an_ingress_that_ends_tls() {
     let _before_a = at_a.start(dir.path()).await.unwrap();
     let mut before_b = at_b.start(dir.path()).await.unwrap();
     let url = |ingress: &Ingress| format!("wss://{}/mesh", ingress.listen);
-    let log = Log::start();
+    let log = CapturedLog::start();
     a.dial(&[url(&at_b)]).await;
     b.dial(&[url(&at_a)]).await;
     let (to_b, _) = both_linked(&a, &b).await;
-    log.line(&["mesh_link_up", "outbound", "hub-b", "sealed=true"])
-        .await;
-    log.line(&["mesh_link_up", "inbound", "hub-a", "proven=127.0.0.10"])
-        .await;
+    log.wait_line(&["mesh_link_up", "outbound", "hub-b", "sealed=true"])
+        .await
+        .unwrap();
+    log.wait_line(&["mesh_link_up", "inbound", "hub-a", "proven=127.0.0.10"])
+        .await
+        .unwrap();
 
     before_b.kill().await.unwrap();
     a.readiness("mesh link to 127.0.0.11 is down").await;
@@ -56,7 +58,9 @@ async fn hubs_prove_themselves_through_an_ingress_that_ends_tls() {
     let around = format!("ws://{}/mesh", b.address());
     let got = join(&around, Some(&stranger), &[SEALED], "hub-a").await;
     assert!(matches!(got, Got::Alert(_) | Got::Cut), "{got:?}");
-    log.line(&["mesh_refused", "certificate_missing"]).await;
+    log.wait_line(&["mesh_refused", "certificate_missing"])
+        .await
+        .unwrap();
     // Agents need none.
     let answer = wait::within("an answer", tunnel(&at_b, &authority))
         .await

@@ -11,8 +11,8 @@ use nowconnect_testkit::fault_proxy::{Cut, FaultProxy, Way};
 use nowconnect_testkit::wait;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::log::Log;
 use crate::member::{Member, both_linked, pair};
+use nowconnect_testkit::captured_log::CapturedLog;
 
 /// What a hub's forwarding is told.
 struct Told(Sender<(String, Option<Reason>)>);
@@ -45,7 +45,7 @@ async fn word(words: &mut Receiver<(String, Option<Reason>)>) -> Option<Reason> 
 
 #[tokio::test]
 async fn two_hubs_have_a_link_in_each_direction() {
-    let log = Log::start();
+    let log = CapturedLog::start();
     let (a, b) = pair(|_, _| ()).await;
     let (to_b, to_a) = both_linked(&a, &b).await;
     assert_eq!((&*to_b.peer().name, &*to_a.peer().name), ("hub-b", "hub-a"));
@@ -65,9 +65,11 @@ async fn two_hubs_have_a_link_in_each_direction() {
         a.measures("nowconnect_mesh_bytes_total", &bytes, |n| n > 0.0)
             .await;
     }
-    log.line(&["mesh_unprotected"]).await;
+    log.wait_line(&["mesh_unprotected"]).await.unwrap();
     for direction in ["inbound", "outbound"] {
-        log.line(&["mesh_link_up", direction, "hub-b"]).await;
+        log.wait_line(&["mesh_link_up", direction, "hub-b"])
+            .await
+            .unwrap();
     }
 }
 

@@ -11,7 +11,6 @@ mod doors;
 mod identity;
 mod ingress;
 mod life;
-mod log;
 mod member;
 mod proof;
 mod stranger;

@@ -8,9 +8,9 @@ use nowconnect_proto::Reason;
 use nowconnect_testkit::authority::{Authority, Certificate};
 use nowconnect_testkit::fault_proxy::FaultProxy;
 
-use crate::log::Log;
 use crate::member::{Member, both_linked, host, pair, with_mtls, with_tls};
 use crate::stranger::{Got, PLAIN, SEALED, join, tls};
+use nowconnect_testkit::captured_log::CapturedLog;
 
 /// Where TLS ends on the way to a hub, and how it learns who dials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ async fn bad_certificates_are_told_apart() {
             &[PLAIN]
         };
         for (shown, fault) in cases {
-            let log = Log::start();
+            let log = CapturedLog::start();
             let client = tls(&authority, shown);
             let got = join(&hub.url(), Some(&client), protocols, "hub-a").await;
             let fits = match (door, fault, &got) {
@@ -108,7 +108,7 @@ async fn bad_certificates_are_told_apart() {
             // Two of a kind within a second are logged once.
             if shown.is_none_or(|(_, name)| name != "self") {
                 let words = ["mesh_refused", fault.code(), "remote=127.0.0.1"];
-                log.line(&words).await;
+                log.wait_line(&words).await.unwrap();
             }
             drop(log);
         }
@@ -214,7 +214,11 @@ async fn a_certificate_of_an_agent_opens_no_mesh_and_that_of_a_hub_no_tunnel() {
     let got = join(&hub.url(), Some(&agent), &[PLAIN], "hub-a").await;
     assert_eq!(got, refused(403, "certificate_unknown_ca"));
     let got = join(&tunnel, Some(&agent), &["nowconnect.v2"], "hub-a").await;
-    assert_eq!(got, refused(401, "missing_token"), "only the token is missing");
+    assert_eq!(
+        got,
+        refused(401, "missing_token"),
+        "only the token is missing"
+    );
     let peer = tls(&mesh, Some((&mesh, "hub")));
     let got = join(&tunnel, Some(&peer), &["nowconnect.v2"], "hub-a").await;
     assert_eq!(got, refused(403, "client_certificate"));

@@ -1,23 +1,27 @@
-//! What a test's thread logs, which all its hubs run on.
+//! What a test's own thread logs, and everything that runs on it.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use nowconnect_testkit::{anyhow, wait};
+use anyhow::{Result, anyhow};
+use parking_lot::Mutex;
 use tracing::subscriber::DefaultGuard;
 
-/// Log lines since it was made.
-pub(crate) struct Log {
+use crate::wait;
+
+/// Log lines of this thread since it was made.
+#[derive(Debug)]
+pub struct CapturedLog {
     lines: Lines,
     _guard: DefaultGuard,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(line);
+        self.0.lock().extend_from_slice(line);
         Ok(line.len())
     }
 
@@ -26,8 +30,10 @@ impl Write for Lines {
     }
 }
 
-impl Log {
-    pub(crate) fn start() -> Self {
+impl CapturedLog {
+    /// Listens from now on.
+    #[must_use]
+    pub fn start() -> Self {
         let lines = Lines::default();
         let writer = lines.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -41,14 +47,16 @@ impl Log {
     }
 
     /// Waits for a line with all of these words; returns it.
-    pub(crate) async fn line(&self, words: &[&str]) -> String {
+    ///
+    /// # Errors
+    /// At the deadline, with everything that was logged.
+    pub async fn wait_line(&self, words: &[&str]) -> Result<String> {
         wait::until("a log line", async || {
-            let text = String::from_utf8(self.lines.0.lock().unwrap().clone())?;
+            let text = String::from_utf8(self.lines.0.lock().clone())?;
             let fits = |line: &&str| words.iter().all(|word| line.contains(word));
             let line = text.lines().find(fits).map(str::to_owned);
-            line.ok_or_else(|| anyhow::anyhow!("none with {words:?} in:\n{text}"))
+            line.ok_or_else(|| anyhow!("none with {words:?} in:\n{text}"))
         })
         .await
-        .unwrap()
     }
 }
