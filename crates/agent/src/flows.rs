@@ -140,16 +140,16 @@ impl Flows {
                 return Err(Reason::Denied);
             }
             return link.bind(id, &flow, open).inspect_err(|reason| {
-                // A link that closed in between leaves the flow to the next one.
-                if *reason != Reason::ConnectionLost {
+                // A link that closed in between leaves the flow to the next one; an OPEN that a
+                // later one has overtaken leaves it where it is.
+                if !matches!(reason, Reason::ConnectionLost | Reason::Moved) {
                     flow.expire(*reason);
                 }
             });
         }
         let unknown = match open.mode {
-            OpenMode::New => false,
             OpenMode::Resume => true,
-            OpenMode::ResumeOrNew => self.table.ended_recently(open.cid),
+            OpenMode::New | OpenMode::ResumeOrNew => self.table.ended_recently(open),
         };
         if unknown {
             return Err(Reason::UnknownFlow);
@@ -297,9 +297,8 @@ impl FlowEvents for Flows {
     }
 
     fn closed(&self, flow: &Arc<SocketFlow>, summary: Summary) {
-        if flow.is_opened() && matches!(summary.ending, Ending::Local(_)) {
-            self.table.remember_ended(flow.cid());
-        }
+        let reset = flow.is_opened() && matches!(summary.ending, Ending::Local(_));
+        self.table.remember_ended(flow.cid(), flow.attempt(), reset);
         self.table.note_closed();
         let reason = summary.reason();
         if reason == Reason::ResumeExpired {

@@ -192,6 +192,12 @@ impl SocketFlow {
         self.state.lock().flow.ending().is_some()
     }
 
+    /// How many OPENs of the flow came before the latest one.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.state.lock().flow.attempt()
+    }
+
     /// When bytes last moved, in milliseconds of [`Engine::now_ms`].
     #[must_use]
     pub fn active_ms(&self) -> u64 {
@@ -342,6 +348,9 @@ impl SocketFlow {
         id: FlowId,
         open: &Open,
     ) -> Result<(), Reason> {
+        if !self.state.lock().flow.follow(open.attempt) {
+            return Err(Reason::Moved);
+        }
         self.leave_carrier(Some(link));
         let mut state = self.state.lock();
         if state.over || state.flow.is_over() {

@@ -1,10 +1,11 @@
 //! All flows of a process, by name: found again when a path comes back, swept when it does not.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use nowconnect_proto::frame::{Open, OpenMode};
 use nowconnect_proto::{Cid, Reason};
 use parking_lot::Mutex;
 
@@ -12,7 +13,7 @@ use crate::counters::Engine;
 use crate::endpoint::SocketFlow;
 
 /// Names of ended flows kept at most.
-const REMEMBERED: usize = 16_384;
+const REMEMBERED: usize = 32_768;
 
 /// The flows of a hub or an agent.
 #[derive(Debug)]
@@ -26,18 +27,28 @@ pub struct FlowTable {
 /// Flows that ended a while ago.
 #[derive(Debug, Default)]
 struct Ended {
-    names: HashSet<Cid>,
+    names: HashMap<Cid, Past>,
     /// In order, with the time of their end.
     order: VecDeque<(Cid, u64)>,
-    /// When the latest ended that had to be forgotten too early.
+    /// When the latest one was reset that had to be forgotten too early.
     forgotten: Option<u64>,
 }
 
+#[derive(Debug)]
+struct Past {
+    ended_ms: u64,
+    /// The latest OPEN of it.
+    attempt: u32,
+    /// It was reset here after its target was connected.
+    reset: bool,
+}
+
 impl Ended {
-    fn forget_first(&mut self) -> Option<u64> {
+    fn forget_first(&mut self) -> Option<Past> {
         let (cid, at) = self.order.pop_front()?;
-        self.names.remove(&cid);
-        Some(at)
+        // It may have come and ended once more since.
+        let ended = self.names.get(&cid)?.ended_ms;
+        (ended == at).then(|| self.names.remove(&cid))?
     }
 }
 
@@ -151,24 +162,38 @@ impl FlowTable {
         ended.forgotten = ended.forgotten.filter(|at| !is_past(*at));
     }
 
-    /// Target end: remembers for a while that this flow was reset here after its target was
-    /// connected. If that word is lost along with its path, the origin may offer the flow again as
-    /// if it had never been answered; to dial then would repeat bytes to the target.
-    pub fn remember_ended(&self, cid: Cid) {
+    /// Target end: remembers for a while that this flow ended here, and whether it was `reset` after
+    /// its target was connected. An OPEN of it may still be on its way on a path that stalls; and if
+    /// the word of the reset is lost, the origin may offer the flow again as if it had never been
+    /// answered. To dial then would repeat bytes to the target.
+    pub fn remember_ended(&self, cid: Cid, attempt: u32, reset: bool) {
+        let ended_ms = self.engine.now_ms();
         let mut ended = self.ended.lock();
-        if ended.order.len() >= REMEMBERED {
-            ended.forgotten = ended.forget_first();
+        if ended.order.len() >= REMEMBERED
+            && let Some(past) = ended.forget_first()
+            && past.reset
+        {
+            ended.forgotten = Some(past.ended_ms);
         }
-        ended.names.insert(cid);
-        ended.order.push_back((cid, self.engine.now_ms()));
+        let past = Past {
+            ended_ms,
+            attempt,
+            reset,
+        };
+        ended.names.insert(cid, past);
+        ended.order.push_back((cid, ended_ms));
     }
 
-    /// Whether the flow is one of those, or may be: where too many ended to remember them all,
-    /// nobody can tell.
+    /// Whether `open`, whose flow is not here, is for one of those, or may be: where too many ended
+    /// to remember them all, nobody can tell.
     #[must_use]
-    pub fn ended_recently(&self, cid: Cid) -> bool {
+    pub fn ended_recently(&self, open: &Open) -> bool {
+        let may_be_known = open.mode == OpenMode::ResumeOrNew;
         let ended = self.ended.lock();
-        ended.forgotten.is_some() || ended.names.contains(&cid)
+        match ended.names.get(&open.cid) {
+            Some(past) => open.attempt <= past.attempt || (past.reset && may_be_known),
+            None => may_be_known && ended.forgotten.is_some(),
+        }
     }
 }
 
@@ -177,20 +202,54 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
     use crate::counters::EngineCounters;
+    use nowconnect_proto::Secret;
+
+    fn table() -> FlowTable {
+        let engine = Engine::new(Budget::new(1 << 20, 1), EngineCounters::default());
+        FlowTable::new(&Arc::new(engine))
+    }
+
+    fn open(cid: Cid, mode: OpenMode, attempt: u32) -> Open {
+        Open {
+            cid,
+            secret: Secret::generate(),
+            epoch: 1,
+            mode,
+            received: 0,
+            limit: 0,
+            connector: String::new(),
+            client: String::new(),
+            listener: String::new(),
+            agent: String::new(),
+            attempt,
+        }
+    }
 
     #[test]
     fn what_had_to_be_forgotten_is_taken_for_ended() {
-        let engine = Engine::new(Budget::new(1 << 20, 1), EngineCounters::default());
-        let table = FlowTable::new(&Arc::new(engine));
-        let first = Cid::generate();
-        table.remember_ended(first);
-        assert!(!table.ended_recently(Cid::generate()));
+        let (table, first) = (table(), Cid::generate());
+        let again = |cid| open(cid, OpenMode::ResumeOrNew, 1);
+        table.remember_ended(first, 0, true);
+        assert!(!table.ended_recently(&again(Cid::generate())));
         for _ in 0..REMEMBERED {
-            table.remember_ended(Cid::generate());
+            table.remember_ended(Cid::generate(), 0, false);
         }
-        assert!(table.ended_recently(first));
+        assert!(table.ended_recently(&again(first)));
+        assert!(!table.ended_recently(&open(Cid::generate(), OpenMode::New, 0)));
         table.sweep(Duration::ZERO);
-        assert!(!table.ended_recently(first));
+        assert!(!table.ended_recently(&again(first)));
         assert!(table.ended.lock().names.is_empty());
+    }
+
+    #[test]
+    fn an_open_that_was_overtaken_comes_too_late() {
+        let (table, cid) = (table(), Cid::generate());
+        table.remember_ended(cid, 1, false);
+        assert!(table.ended_recently(&open(cid, OpenMode::New, 0)));
+        assert!(table.ended_recently(&open(cid, OpenMode::ResumeOrNew, 1)));
+        assert!(!table.ended_recently(&open(cid, OpenMode::New, 2)));
+        table.remember_ended(cid, 2, true);
+        assert!(!table.ended_recently(&open(cid, OpenMode::New, 3)));
+        assert!(table.ended_recently(&open(cid, OpenMode::ResumeOrNew, 3)));
     }
 }

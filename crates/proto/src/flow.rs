@@ -129,6 +129,10 @@ pub struct Flow {
     echoes: bool,
     /// An OPEN was sent on some path, so the other end may know the flow.
     offered: bool,
+    /// How many OPENs came before the latest one: those that arrive later are outdated.
+    attempt: u32,
+    /// An OPEN was sent.
+    attempted: bool,
 
     // Sending half.
     replay: ByteQueue,
@@ -179,6 +183,8 @@ impl Flow {
             farewell: Farewell::Done,
             echoes: true,
             offered: side == Side::Target,
+            attempt: 0,
+            attempted: false,
             replay: ByteQueue::default(),
             acked: 0,
             cursor: 0,
@@ -395,6 +401,21 @@ impl Flow {
         self.resume_from(received)
     }
 
+    /// How many OPENs of the flow came before the latest one.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Target: an OPEN came that `attempt` others were sent before. False, and it must not be
+    /// followed, when a later one has overtaken it on another path.
+    #[must_use]
+    pub fn follow(&mut self, attempt: u32) -> bool {
+        let latest = attempt >= self.attempt;
+        self.attempt = self.attempt.max(attempt);
+        latest
+    }
+
     /// The link is gone. What was on its way may be lost; what was received stays.
     pub fn detach(&mut self) {
         self.path = Path::Detached;
@@ -450,6 +471,9 @@ impl Flow {
                 }
                 self.path = Path::Opening(mode);
                 self.offered = true;
+                if std::mem::replace(&mut self.attempted, true) {
+                    self.attempt = self.attempt.saturating_add(1);
+                }
                 return Some(Step::Open {
                     mode,
                     received: self.received,

@@ -50,6 +50,7 @@ const FLAG_FRESH: u8 = 0x02;
 const OPTION_CLIENT: u8 = 1;
 const OPTION_LISTENER: u8 = 2;
 const OPTION_AGENT: u8 = 3;
+const OPTION_ATTEMPT: u8 = 4;
 
 /// How an OPEN is to be understood.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -86,6 +87,8 @@ pub struct Open {
     pub listener: String,
     /// Between hubs: the agent that the flow is for; empty on a tunnel.
     pub agent: String,
+    /// How many OPENs of the flow were sent before this one, on whatever path.
+    pub attempt: u32,
 }
 
 /// One frame.
@@ -300,6 +303,7 @@ fn decode_open(flags: u8, fields: &mut Fields) -> Option<Open> {
         client: String::new(),
         listener: String::new(),
         agent: String::new(),
+        attempt: 0,
     };
     let len = usize::from(fields.u8()?);
     open.connector = fields.text(len, MAX_NAME)?;
@@ -312,6 +316,7 @@ fn decode_open(flags: u8, fields: &mut Fields) -> Option<Open> {
             OPTION_CLIENT => open.client = fields.text(len, MAX_OPTION)?,
             OPTION_LISTENER => open.listener = fields.text(len, MAX_OPTION)?,
             OPTION_AGENT => open.agent = fields.text(len, MAX_OPTION)?,
+            OPTION_ATTEMPT => open.attempt = Fields(fields.bytes(len)?).u32()?,
             _ => drop(fields.bytes(len)?),
         }
     }
@@ -479,7 +484,11 @@ fn encode_open(out: &mut BytesMut, id: FlowId, open: &Open) {
         (OPTION_AGENT, cut(&open.agent, MAX_OPTION)),
     ];
     let options = || options.iter().filter(|(_, value)| !value.is_empty());
-    let len = 57 + connector.len() + options().map(|(_, value)| 3 + value.len()).sum::<usize>();
+    let again = open.attempt > 0;
+    let len = 57
+        + connector.len()
+        + options().map(|(_, value)| 3 + value.len()).sum::<usize>()
+        + if again { 7 } else { 0 };
     let flags = match open.mode {
         OpenMode::New => 0,
         OpenMode::Resume => FLAG_RESUME,
@@ -497,6 +506,11 @@ fn encode_open(out: &mut BytesMut, id: FlowId, open: &Open) {
         out.put_u8(*option);
         out.put_u16(value.len() as u16);
         out.put_slice(value.as_bytes());
+    }
+    if again {
+        out.put_u8(OPTION_ATTEMPT);
+        out.put_u16(4);
+        out.put_u32(open.attempt);
     }
 }
 

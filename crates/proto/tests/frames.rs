@@ -34,6 +34,7 @@ fn open(mode: OpenMode) -> Frame {
             client: "192.0.2.1:5".into(),
             listener: "l1".into(),
             agent: "site-01".into(),
+            attempt: 7,
         }),
     }
 }
@@ -125,9 +126,10 @@ fn the_bytes_are_those_of_the_specification() {
         ),
         (
             open(OpenMode::ResumeOrNew),
-            "00005a 10 03 01020304 c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e \
+            "000061 10 03 01020304 c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e \
              0000000000000007 0000000000000008 0000000000000009 04 6c646170 \
-             01 000b 3139322e302e322e313a35 02 0002 6c31 03 0007 736974652d3031",
+             01 000b 3139322e302e322e313a35 02 0002 6c31 03 0007 736974652d3031 \
+             04 0004 00000007",
         ),
     ];
     for (frame, hex) in golden {

@@ -83,6 +83,7 @@ impl End {
             client: "192.0.2.1:5000".into(),
             listener: "l1".into(),
             agent: String::new(),
+            attempt: 0,
         };
         Frame::Open {
             id: self.id,

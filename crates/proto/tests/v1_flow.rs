@@ -132,6 +132,7 @@ impl End {
                     client: String::new(),
                     listener: String::new(),
                     agent: String::new(),
+                    attempt: 0,
                 };
                 Frame::Open {
                     id: ID,

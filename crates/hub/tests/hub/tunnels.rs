@@ -158,6 +158,7 @@ async fn an_agent_must_not_open_flows() {
         client: String::new(),
         listener: String::new(),
         agent: String::new(),
+        attempt: 0,
     };
     agent.link.send(Frame::Open {
         id: FlowId(1),

@@ -130,6 +130,7 @@ impl SocketFlow {
                     client: self.label.client.to_string(),
                     listener: self.label.listener.to_string(),
                     agent: state.agent.as_deref().unwrap_or_default().to_owned(),
+                    attempt: state.flow.attempt(),
                 }),
             },
             Step::OpenAck { received, limit } => Frame::OpenAck {

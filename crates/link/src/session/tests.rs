@@ -182,6 +182,7 @@ async fn a_burst_of_refusals_leaves_the_link_alone() {
             client: String::new(),
             listener: String::new(),
             agent: String::new(),
+            attempt: 0,
         };
         let id = FlowId(id);
         let frame = Frame::Open {

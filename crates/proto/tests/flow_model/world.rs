@@ -125,6 +125,7 @@ fn frame_of(step: Step) -> Frame {
                 client: String::new(),
                 listener: String::new(),
                 agent: String::new(),
+                attempt: 0,
             }),
         },
         Step::OpenAck { received, limit } => Frame::OpenAck {

@@ -122,6 +122,7 @@ pub(crate) fn frame_of(id: FlowId, step: Step) -> Frame {
                 client: String::new(),
                 listener: String::new(),
                 agent: String::new(),
+                attempt: 0,
             }),
         },
         Step::OpenAck { received, limit } => Frame::OpenAck {

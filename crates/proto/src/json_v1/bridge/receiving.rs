@@ -95,6 +95,7 @@ impl Bridge {
             client: String::new(),
             listener: String::new(),
             agent: String::new(),
+            attempt: 0,
         });
         out.frames.push(Frame::Open {
             id: FlowId(id),
