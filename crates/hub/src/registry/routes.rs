@@ -194,7 +194,8 @@ impl Routes {
     pub(super) fn set_here(&self, agent_id: &Arc<str>, here: Option<Owner>) {
         self.alter(agent_id, |agent| {
             agent.is_here = here.is_some();
-            agent.here = agent.here.max(here);
+            // An earlier owner may come back when the later one is gone.
+            agent.here = here.or(agent.here);
         });
     }
 
@@ -319,6 +320,9 @@ mod tests {
         assert!(routes.exporters("ldap").is_empty(), "also when it has left");
         assert!(routes.is_superseded("site-1", Instance(1)));
         assert!(!routes.is_superseded("site-1", Instance(2)));
+        routes.set_here(&a, Some(owner(5, 1)));
+        assert_eq!(hubs(&routes.of_instance("site-1", Instance(1))), ["hub-b"]);
+        routes.set_here(&a, None);
         routes.set(&"hub-b".into(), &a, None);
         assert!(routes.picture.read().agents.is_empty());
         assert!(!routes.is_superseded("site-1", Instance(1)));
