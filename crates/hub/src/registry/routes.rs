@@ -71,8 +71,46 @@ pub(super) struct Refresh {
 struct Picture {
     /// Everything heard, also of owners that are not the latest.
     agents: HashMap<Arc<str>, Agent>,
-    /// Routes of the latest owners only.
-    exports: HashMap<Box<str>, Vec<Arc<Route>>>,
+    /// Routes of the latest owners only, by connector.
+    exports: HashMap<Box<str>, Exporters>,
+}
+
+/// Routes in no order, of which any can be taken out without a look at the others: a hub that dies
+/// takes all of its agents with it.
+#[derive(Debug, Default)]
+struct Exporters {
+    routes: Vec<Arc<Route>>,
+    /// Where each of them is, by its address.
+    places: HashMap<usize, usize>,
+}
+
+impl Exporters {
+    fn add(&mut self, route: &Arc<Route>) {
+        self.places.insert(address(route), self.routes.len());
+        self.routes.push(route.clone());
+    }
+
+    fn remove(&mut self, route: &Arc<Route>) {
+        let Some(at) = self.places.remove(&address(route)) else {
+            return;
+        };
+        self.routes.swap_remove(at);
+        if let Some(moved) = self.routes.get(at) {
+            self.places.insert(address(moved), at);
+        }
+    }
+
+    /// Up to `most` of them from all over the list, other ones at each `turn`.
+    fn some(&self, turn: usize, most: usize) -> Vec<Arc<Route>> {
+        let len = self.routes.len();
+        let count = len.min(most);
+        let places = (0..count).map(|n| (turn % len + n * len / count) % len);
+        places.map(|at| self.routes[at].clone()).collect()
+    }
+}
+
+fn address(route: &Arc<Route>) -> usize {
+    Arc::as_ptr(route).addr()
 }
 
 #[derive(Debug, Default)]
@@ -130,8 +168,14 @@ impl Routes {
     /// Routes to the agents that export `connector` elsewhere: to the latest owner of each id, one
     /// per hub that holds it.
     pub fn exporters(&self, connector: &str) -> Vec<Arc<Route>> {
+        self.some_exporters(connector, 0, usize::MAX)
+    }
+
+    /// Up to `most` of [`Routes::exporters`], spread over all of them; other ones at each `turn`.
+    pub fn some_exporters(&self, connector: &str, turn: usize, most: usize) -> Vec<Arc<Route>> {
         let picture = self.picture.read();
-        picture.exports.get(connector).cloned().unwrap_or_default()
+        let exporters = picture.exports.get(connector);
+        exporters.map_or_else(Vec::new, |exporters| exporters.some(turn, most))
     }
 
     /// Routes to this running agent, unless it has been superseded.
@@ -241,20 +285,20 @@ impl Routes {
     }
 }
 
-fn export(exports: &mut HashMap<Box<str>, Vec<Arc<Route>>>, route: &Arc<Route>) {
+fn export(exports: &mut HashMap<Box<str>, Exporters>, route: &Arc<Route>) {
     for connector in route.connectors.iter() {
-        let routes = exports.entry(connector.as_str().into()).or_default();
-        routes.push(route.clone());
+        let exporters = exports.entry(connector.as_str().into()).or_default();
+        exporters.add(route);
     }
 }
 
-fn retract(exports: &mut HashMap<Box<str>, Vec<Arc<Route>>>, route: &Arc<Route>) {
+fn retract(exports: &mut HashMap<Box<str>, Exporters>, route: &Arc<Route>) {
     for connector in route.connectors.iter() {
-        let Some(routes) = exports.get_mut(connector.as_str()) else {
+        let Some(exporters) = exports.get_mut(connector.as_str()) else {
             continue;
         };
-        routes.retain(|other| !Arc::ptr_eq(other, route));
-        if routes.is_empty() {
+        exporters.remove(route);
+        if exporters.routes.is_empty() {
             exports.remove(connector.as_str());
         }
     }
@@ -326,6 +370,30 @@ mod tests {
         routes.set(&"hub-b".into(), &a, None);
         assert!(routes.picture.read().agents.is_empty());
         assert!(!routes.is_superseded("site-1", Instance(1)));
+    }
+
+    #[test]
+    fn some_of_many_are_all_different_and_none_that_left() {
+        let (routes, hub): (_, Arc<str>) = (Routes::new(), "hub-b".into());
+        let id = |n: usize| -> Arc<str> { format!("site-{n}").into() };
+        for n in 0..100 {
+            routes.set(&hub, &id(n), Some(&entry(5, n as u128, &["ldap"])));
+        }
+        for n in (0..100).step_by(3) {
+            routes.set(&hub, &id(n), None);
+        }
+        for turn in [0, 1, 65, 66, usize::MAX] {
+            for most in [1, 7, 64, 66, 99] {
+                let some = routes.some_exporters("ldap", turn, most);
+                let mut ids: Vec<_> = some.iter().map(|route| route.agent_id.clone()).collect();
+                ids.sort_unstable();
+                ids.dedup();
+                assert_eq!(ids.len(), most.min(66), "{turn} {most}");
+                let left = |route: &Arc<Route>| route.instance.0.is_multiple_of(3);
+                assert!(!some.iter().any(left));
+            }
+        }
+        assert!(routes.some_exporters("pg", 3, 4).is_empty());
     }
 
     #[test]

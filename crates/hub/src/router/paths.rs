@@ -13,6 +13,10 @@ use crate::mesh::Mesh;
 use crate::registry::{Registry, RegistryHealth, Route};
 use crate::tunnels::{Session, Tunnels};
 
+/// Among so many routes the least loaded one is taken; where there are more, among some of them, so
+/// that a connection costs the same however many agents export a connector.
+const CANDIDATES: usize = 64;
+
 /// The hub that a path leads over; `None` is this one.
 pub(super) type Place = Option<Arc<str>>;
 
@@ -185,18 +189,22 @@ impl Paths {
     }
 
     fn choose_elsewhere(&self, connector: &str, tried: &[Tried]) -> Option<Path> {
-        let mut routes = self.registry.routes().exporters(connector);
-        if !routes.is_empty() {
-            // Equals take turns.
-            let turn = self.turn.fetch_add(1, Ordering::Relaxed) % routes.len();
-            routes.rotate_left(turn);
-        }
+        // Equals take turns.
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let routes = self.registry.routes();
         let untried = |route: &Arc<Route>| {
             let place = Some(route.hub.clone());
             let covers = |tried: &Tried| tried.covers(&route.agent_id, &place, route.epoch);
             !tried.iter().any(covers)
         };
-        self.least_loaded(routes.into_iter().filter(untried))
+        let some = routes.some_exporters(connector, turn, CANDIDATES);
+        let is_all = some.len() < CANDIDATES;
+        let path = self.least_loaded(some.into_iter().filter(untried));
+        if path.is_some() || is_all {
+            return path;
+        }
+        let all = routes.exporters(connector);
+        self.least_loaded(all.into_iter().filter(untried))
     }
 
     fn least_loaded(&self, routes: impl Iterator<Item = Arc<Route>>) -> Option<Path> {
