@@ -166,7 +166,7 @@ impl Keeper {
             };
             up = None;
             self.backoff.note_lost(self.started.elapsed());
-            self.last_end = Some(end_label(reason));
+            self.last_end = Some(reason.name());
             self.banned = rest_after(reason).unwrap_or_default();
             retire.run_until_cancelled(self.rest(true)).await;
         }
@@ -318,17 +318,4 @@ fn heed(tunnel: &Tunnel, control: Control) -> Option<End> {
         }
     }
     None
-}
-
-/// Label of `nowconnect_tunnel_reconnects_total{reason}`: the same words as the hub's.
-fn end_label(reason: Reason) -> &'static str {
-    match reason {
-        Reason::PingTimeout | Reason::WriteStalled => "ping_timeout",
-        Reason::ConnectionLost => "io_error",
-        Reason::ProtocolError => "protocol_error",
-        Reason::Superseded | Reason::IdentityConflict => "superseded",
-        Reason::TokenExpired => "token_expired",
-        Reason::Draining | Reason::Shutdown => "drained",
-        _ => "closed",
-    }
 }

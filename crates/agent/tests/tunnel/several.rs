@@ -89,7 +89,7 @@ async fn a_lost_tunnel_joins_the_living_ones_again() {
         .metrics()
         .render(Format::Prometheus)
         .expect("text");
-    let counted = r#"nowconnect_tunnel_reconnects_total{agent="premise-01",reason="closed"} 1"#;
+    let counted = r#"nowconnect_tunnel_reconnects_total{agent="premise-01",reason="operator"} 1"#;
     assert!(metrics.contains(counted), "{metrics}");
     assert!(!pair.hubs[1].has_session(), "its tunnel stayed");
 }
