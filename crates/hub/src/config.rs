@@ -18,6 +18,7 @@ use nowconnect_settings::{
 mod diff;
 mod fit;
 mod read;
+pub(crate) mod redis_url;
 
 pub use diff::Change;
 pub use read::ALIASES;

@@ -34,7 +34,7 @@ use tokio::task::JoinHandle;
 use crate::config::{HaConfig, HaMode};
 use crate::metrics::Metrics;
 use own::{Now, Own, RecordId};
-use redis::{Store, Target, Worker};
+use redis::{Store, Worker};
 use routes::Entry;
 
 pub use owner::Owner;
@@ -82,11 +82,6 @@ impl StoreConfig {
         let ca = config.redis_ca.clone();
         (config.mode != HaMode::Off).then_some(Self { url, ca })
     }
-}
-
-/// Whether `url` says where a shared registry is.
-pub(crate) fn is_store_url(url: &str) -> bool {
-    Target::parse(url).is_some()
 }
 
 /// How the shared registry is.

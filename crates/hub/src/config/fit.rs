@@ -8,7 +8,7 @@ use http::Uri;
 use nowconnect_link::dial::WsUrl;
 use nowconnect_settings::{Secret, Shown, Table, Value};
 
-use crate::registry::is_store_url;
+use super::redis_url::Target;
 
 use super::{FapiMode, HaMode, HubConfig, JwksSource, MeshConfig};
 
@@ -121,7 +121,7 @@ pub(crate) const REDIS_URL: &str =
     "redis://, rediss:// or either with +sentinel or +cluster, then a host";
 
 pub(crate) fn is_redis_url(url: &Secret) -> bool {
-    is_store_url(url.expose())
+    Target::parse(url.expose()).is_some()
 }
 
 pub(crate) fn is_ws(url: &Uri) -> bool {

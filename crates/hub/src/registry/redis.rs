@@ -24,7 +24,6 @@ mod link;
 mod operations;
 mod script;
 mod sentinel;
-mod url;
 mod worker;
 
 use std::collections::HashSet;
@@ -40,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Claim, ClaimError, Owner, RegistryHealth, StoreConfig};
 use link::Link;
 
-pub(super) use url::Target;
+pub(super) use crate::config::redis_url::Target;
 pub(super) use worker::Worker;
 
 /// How long an agent waits for the registry before its hub decides alone.

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 
 use super::dial::{Connection, Dialer, Login};
 use super::fault::Fault;
-use super::url::Node;
+use crate::config::redis_url::Node;
 
 /// Hash slots of a cluster.
 const SLOTS: u16 = 16384;

@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::fault::Fault;
-use super::url::{Kind, Node, Target};
+use crate::config::redis_url::{Kind, Node, Target};
 
 /// How long TCP, TLS and login may take together.
 const CONNECT: Duration = Duration::from_millis(1500);

@@ -4,7 +4,7 @@ use nowconnect_link::dial::DialError;
 use nowconnect_link::tls::TlsError;
 use redis::RedisError;
 
-use super::url::Node;
+use crate::config::redis_url::Node;
 
 /// Most of a server's own words that are repeated.
 const MAX_WORDS: usize = 200;

@@ -12,7 +12,7 @@ use super::cluster::Cluster;
 use super::dial::{Connection, Dialer, Login, OnPush, Push};
 use super::fault::Fault;
 use super::sentinel::Watch;
-use super::url::{Kind, Node};
+use crate::config::redis_url::{Kind, Node};
 
 /// How long any operation may take.
 pub(super) const OPERATION: Duration = Duration::from_millis(500);

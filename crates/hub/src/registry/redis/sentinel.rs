@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dial::{Connection, Dialer, Login, Push};
 use super::fault::Fault;
-use super::url::Node;
+use crate::config::redis_url::Node;
 
 /// How long a Sentinel may take to answer.
 const ANSWER: Duration = Duration::from_millis(500);

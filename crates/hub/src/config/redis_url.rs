@@ -13,9 +13,9 @@ const MAX_NODES: usize = 32;
 
 /// Host and port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(in crate::registry) struct Node {
-    pub(in crate::registry) host: String,
-    pub(in crate::registry) port: u16,
+pub(crate) struct Node {
+    pub(crate) host: String,
+    pub(crate) port: u16,
 }
 
 impl fmt::Display for Node {
@@ -29,7 +29,7 @@ impl fmt::Display for Node {
 
 /// How the servers are organised.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::registry) enum Kind {
+pub(crate) enum Kind {
     /// One server, or whatever stands in for one at its address.
     Standalone,
     /// Sentinels that know the master of this name.
@@ -40,23 +40,23 @@ pub(in crate::registry) enum Kind {
 
 /// A URL taken apart. Holds the password: never shown.
 #[derive(Clone, PartialEq, Eq)]
-pub(in crate::registry) struct Target {
-    pub(super) kind: Kind,
+pub(crate) struct Target {
+    pub(crate) kind: Kind,
     /// Servers, Sentinels or members of the cluster; at least one.
-    pub(super) nodes: Vec<Node>,
-    pub(super) tls: bool,
-    pub(super) user: Option<String>,
-    pub(super) password: Option<String>,
-    pub(super) db: i64,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) tls: bool,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
+    pub(crate) db: i64,
     /// User and password for Sentinels, which do not share those of the servers.
-    pub(super) sentinel_user: Option<String>,
-    pub(super) sentinel_password: Option<String>,
+    pub(crate) sentinel_user: Option<String>,
+    pub(crate) sentinel_password: Option<String>,
 }
 
 impl Target {
     /// Takes `scheme://[user[:password]@]host[:port][,...][/[master/]db][?...]` apart; `None` for
     /// anything else.
-    pub(in crate::registry) fn parse(url: &str) -> Option<Self> {
+    pub(crate) fn parse(url: &str) -> Option<Self> {
         let (scheme, rest) = url.split_once("://")?;
         let (base, kind) = scheme.split_once('+').unwrap_or((scheme, ""));
         let tls = match base {
@@ -127,7 +127,7 @@ impl Target {
     }
 
     /// All nodes, from any of them on.
-    pub(super) fn shuffled(&self) -> impl Iterator<Item = &Node> {
+    pub(crate) fn shuffled(&self) -> impl Iterator<Item = &Node> {
         let first = rand::random_range(0..self.nodes.len());
         let (before, from) = self.nodes.split_at(first);
         from.iter().chain(before)
