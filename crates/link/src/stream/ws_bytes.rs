@@ -98,19 +98,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsBytes<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes all that was encoded.
+    /// Writes all that was encoded. A ping is answered behind that, so that whoever asks without
+    /// listening fills nothing.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(payload) = self.ping.take() {
+        loop {
+            while !self.output.is_empty() {
+                match ready!(Pin::new(&mut self.io).poll_write(cx, &self.output))? {
+                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    n => self.output.advance(n),
+                }
+            }
+            let Some(payload) = self.ping.take() else {
+                return Poll::Ready(Ok(()));
+            };
             let mask = self.mask();
             write_message(&mut self.output, Opcode::Pong, &payload, mask);
         }
-        while !self.output.is_empty() {
-            match ready!(Pin::new(&mut self.io).poll_write(cx, &self.output))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => self.output.advance(n),
-            }
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -182,5 +185,61 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WsBytes<S> {
         }
         ready!(this.poll_drain(cx))?;
         Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+
+    /// Pings without end, and takes nothing.
+    struct Flood(usize);
+
+    impl AsyncRead for Flood {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            out: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if self.0 == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            self.0 -= 1;
+            let mut ping = BytesMut::new();
+            write_message(&mut ping, Opcode::Ping, &[7; 125], Mask::None);
+            out.put_slice(&ping);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Flood {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn pings_of_a_peer_that_does_not_listen_fill_nothing() {
+        let upgraded = Upgraded {
+            io: Flood(10_000),
+            leftover: BytesMut::new(),
+            protocol: None,
+        };
+        let mut bytes = WsBytes::new(upgraded, Role::Client);
+        assert_eq!(bytes.read(&mut [0; 16]).await.expect("the end"), 0);
+        assert!(bytes.output.len() < 512, "{}", bytes.output.len());
     }
 }
