@@ -48,6 +48,24 @@ async fn tls_and_a_user_with_few_rights() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_server_that_repeats_the_login_gets_it_into_no_log() -> Result<()> {
+    let redis = Redis::plan()
+        .user("hubs", "a-secret-word")
+        .option("rename-command", &["HELLO", ""])
+        .start()
+        .await?;
+    let side = Side::alone("hub-a");
+    side.share(&redis.url());
+    until("the server's word", async || {
+        let reason = side.wait_down().await?;
+        ensure!(!reason.contains("a-secret-word"), "a secret");
+        ensure!(reason.contains("unknown command 'HELLO'"), "{reason}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn sentinels_lead_to_the_master_of_the_day() -> Result<()> {
     let mut servers = Sentinels::start().await?;
     let a = Side::up("hub-a", &servers.url()).await?;

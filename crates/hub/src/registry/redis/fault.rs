@@ -43,9 +43,13 @@ impl Fault {
     }
 }
 
+/// What a server says before it repeats what it was asked, which may have been a login.
+const REPEATS: &str = "with args";
+
 /// What the error says, fit for a line of a log.
 fn words(error: &RedisError) -> String {
     let text = error.to_string();
-    let plain = text.chars().filter(|c| !c.is_control());
+    let own = text.split(REPEATS).next().unwrap_or_default();
+    let plain = own.chars().filter(|c| !c.is_control());
     plain.take(MAX_WORDS).collect()
 }
