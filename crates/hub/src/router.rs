@@ -208,12 +208,13 @@ impl Router {
     /// Ends flows that are [overdue](SocketFlow::overdue), and lets other agents have what was never
     /// answered. Called about once a second.
     pub fn sweep(&self, grace: Duration) {
+        // First: what goes on from here is not without a path for a moment.
+        self.end(|Entry { flow, client }| flow.overdue(grace, client.idle_limit()));
         let waiting = |entry: &Entry| entry.flow.detached_ms().is_some();
         for Entry { flow, client } in self.flows().into_iter().filter(waiting) {
             client.reconsider(&flow);
         }
         self.resume();
-        self.end(|Entry { flow, client }| flow.overdue(grace, client.idle_limit()));
     }
 
     /// Flows that wait for their agent.
@@ -228,7 +229,7 @@ impl Router {
             return entry.flow.expire(Reason::AgentRestarted);
         }
         let cid = entry.flow.cid();
-        self.orphans.add(holder, entry.clone());
+        self.await_path(holder, entry.clone());
         // Looked up only now: a path that comes later finds the flow waiting.
         if let Some(path) = self
             .paths
@@ -236,6 +237,16 @@ impl Router {
             && self.orphans.take(holder, cid)
         {
             entry.client.go_on(&entry.flow, &path);
+        }
+    }
+
+    /// Lets a flow wait for `holder`, unless it is over by now.
+    fn await_path(&self, holder: &Holder, entry: Entry) {
+        let cid = entry.flow.cid();
+        self.orphans.add(holder, entry);
+        // What is over was forgotten first, and taken out of those that wait afterwards.
+        if self.entry(cid).is_none() {
+            self.orphans.take(holder, cid);
         }
     }
 
@@ -266,7 +277,7 @@ impl Router {
                 if matches!(path, Path::Local(_)) || entry.client.may_cross() {
                     entry.client.go_on(&entry.flow, &path);
                 } else {
-                    self.orphans.add(holder, entry);
+                    self.await_path(holder, entry);
                 }
             }
             return;

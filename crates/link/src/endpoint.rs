@@ -139,6 +139,7 @@ impl SocketFlow {
                 epoch: 0,
                 agent: None,
                 detached_ms: Some(engine.now_ms()),
+                waited_ms: None,
                 blocked_ms: None,
                 stalled_ms: None,
                 fin_given: false,
@@ -396,6 +397,11 @@ impl SocketFlow {
 
     /// The link is gone; `resumable` tells whether another may carry the flow.
     pub(crate) fn path_lost(self: &Arc<Self>, link: &Arc<Link>, resumable: bool) {
+        self.lose_path(link, resumable, self.engine.now_ms());
+    }
+
+    /// `link` does not carry the flow any more, which has had no path since `since_ms`.
+    fn lose_path(self: &Arc<Self>, link: &Arc<Link>, resumable: bool, since_ms: u64) {
         {
             let mut carrier = self.carrier.lock();
             if !carrier
@@ -409,7 +415,7 @@ impl SocketFlow {
         let (ended, over) = {
             let mut state = self.state.lock();
             state.flow.detach();
-            state.detached_ms = Some(self.engine.now_ms());
+            state.detached_ms = Some(since_ms);
             state.waiting = false;
             state.owing = false;
             self.note_unblocked(&mut state);

@@ -195,6 +195,7 @@ impl Link {
     /// The link is closed, or used up its numbers (then it is told to go away).
     pub fn attach(self: &Arc<Self>, flow: &Arc<SocketFlow>, epoch: u64) -> Result<(), Reason> {
         let id = self.next_number()?;
+        self.expect(id, flow);
         flow.bind_origin(self, id, epoch, None);
         self.insert(id, flow)
     }
@@ -210,6 +211,7 @@ impl Link {
         agent: &Arc<str>,
     ) -> Result<(), Reason> {
         let id = self.next_number()?;
+        self.expect(id, flow);
         flow.bind_origin(self, id, epoch, Some(Arc::clone(agent)));
         self.insert(id, flow)
     }
@@ -244,6 +246,21 @@ impl Link {
         self.insert(id, flow)
     }
 
+    /// Opener: makes the flow known by its number before it is bound. Its socket may wake it from
+    /// then on, and the answer to its OPEN must find it.
+    fn expect(&self, id: FlowId, flow: &Arc<SocketFlow>) {
+        let queue = self.queue.lock();
+        if !queue.closed {
+            self.enlist(id, &Carried::Socket(Arc::clone(flow)));
+        }
+    }
+
+    fn enlist(&self, id: FlowId, flow: &Carried) {
+        if self.flows.lock().insert(id, flow.clone()).is_none() {
+            self.active.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn insert(self: &Arc<Self>, id: FlowId, flow: &Arc<SocketFlow>) -> Result<(), Reason> {
         let taken = self.take_up(id, &Carried::Socket(Arc::clone(flow)));
         if taken.is_err() {
@@ -261,9 +278,7 @@ impl Link {
         if queue.closed {
             return Err(Reason::ConnectionLost);
         }
-        if self.flows.lock().insert(id, flow.clone()).is_none() {
-            self.active.fetch_add(1, Ordering::Relaxed);
-        }
+        self.enlist(id, flow);
         flow.set_queued(true);
         queue.ready.push_back(flow.clone());
         queue.wake();

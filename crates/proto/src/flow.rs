@@ -434,6 +434,12 @@ impl Flow {
         }
     }
 
+    /// Whether the other end has answered on the path that the flow has.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.path == Path::Live
+    }
+
     /// Whether a link carries the flow.
     #[must_use]
     pub fn is_attached(&self) -> bool {

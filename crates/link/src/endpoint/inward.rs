@@ -43,10 +43,14 @@ impl SocketFlow {
             return Heard::default();
         }
         if let Frame::Detach { reason, .. } = frame {
+            // A hub that turns the flow away is no path: the flow has waited all the time, or it
+            // would go there and back for ever.
+            let turned_away = !state.flow.is_live() && reason != Reason::ConnectionLost;
+            let waited_ms = state.waited_ms.filter(|_| turned_away);
             drop(state);
             tracing::debug!(event = "flow_detached", cid = %self.cid, %reason);
             link.forget(id, self.address());
-            self.path_lost(link, true);
+            self.lose_path(link, true, waited_ms.unwrap_or(now_ms));
             return Heard::default();
         }
         let before = Before {

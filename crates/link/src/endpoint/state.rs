@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) agent: Option<Arc<str>>,
     /// When the path was lost, in milliseconds.
     pub(super) detached_ms: Option<u64>,
+    /// When it was lost before the path that the flow has now.
+    pub(super) waited_ms: Option<u64>,
     /// When the flow began to wait for credit, in milliseconds.
     pub(super) blocked_ms: Option<u64>,
     /// When bytes began to wait for the socket, in milliseconds.
@@ -64,7 +66,7 @@ impl State {
         self.id = id;
         self.epoch = epoch;
         self.agent = agent;
-        self.detached_ms = None;
+        self.waited_ms = self.detached_ms.take();
         self.waiting = false;
         self.mark = 0;
         self.before = None;

@@ -236,3 +236,59 @@ async fn a_flow_that_ends_while_it_moves_leaves_nothing_behind() {
     assert_eq!(new.link.active_flows(), 0);
     assert!(flow.link().is_none() && new.link.flows.lock().is_empty());
 }
+
+/// Sends `frame` to a link that is no client of the WebSocket.
+async fn say(far: &mut DuplexStream, frame: Frame) {
+    let (mut frames, mut message) = (BytesMut::new(), BytesMut::new());
+    frame.encode(&mut frames);
+    ws::write_message(&mut message, ws::Opcode::Binary, &frames, ws::Mask::Zero);
+    far.write_all(&message).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flow_that_is_turned_away_has_waited_all_the_time() {
+    for (reason, waits_anew) in [(Reason::StaleEpoch, false), (Reason::ConnectionLost, true)] {
+        let engine = engine();
+        let (mut old, mut new) = (
+            Driven::new(&engine, Role::Opener),
+            Driven::new(&engine, Role::Opener),
+        );
+        let (flow, _client) = flow(&engine).await;
+        old.link.attach(&flow, 1).unwrap();
+        old.poll();
+        drop(old.driver);
+        let lost = flow.detached_ms().expect("lost");
+        while engine.now_ms() == lost {
+            tokio::task::yield_now().await;
+        }
+        new.link.attach(&flow, 1).unwrap();
+        new.poll();
+        assert_eq!(flow.detached_ms(), None);
+        let id = FlowId(1);
+        say(&mut new.far, Frame::Detach { id, reason }).await;
+        new.poll();
+        let since = flow.detached_ms().expect("turned away");
+        assert_eq!(since > lost, waits_anew, "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_finds_a_flow_whose_socket_woke_it_while_it_was_attached() {
+    let engine = engine();
+    let mut new = Driven::new(&engine, Role::Opener);
+    let (flow, _client) = flow(&engine).await;
+    let id = new.link.next_number().unwrap();
+    new.link.expect(id, &flow);
+    flow.bind_origin(&new.link, id, 1, None);
+    new.link.ready(Carried::Socket(Arc::clone(&flow)));
+    new.poll();
+    let (received, limit) = (0, 65_536);
+    let answer = Frame::OpenAck {
+        id,
+        received,
+        limit,
+    };
+    say(&mut new.far, answer).await;
+    new.poll();
+    assert!(flow.is_opened());
+}
