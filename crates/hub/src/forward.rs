@@ -125,10 +125,11 @@ impl Forward {
             self.metrics.mesh.backpressure.with(["refused"]).inc();
             peer.metrics.drops("refused").inc();
         }
-        match reason {
-            // What stands in the way of a running flow may be gone in a moment, or elsewhere.
-            Reason::UnknownConnector | Reason::Denied => link.refuse(id, reason),
-            _ if mode == OpenMode::New => link.refuse(id, reason),
+        match (mode, reason) {
+            (OpenMode::New, _) | (_, Reason::Denied) => link.refuse(id, reason),
+            (OpenMode::Resume, Reason::UnknownConnector) => link.refuse(id, reason),
+            // What stands in the way of a running flow may be gone in a moment, or elsewhere. One
+            // that was not answered may run all the same: a refusal would offer it to another agent.
             _ => link.send(Frame::Detach { id, reason }),
         }
     }

@@ -134,7 +134,7 @@ impl ClientFlow {
         if path.attach(flow) == Err(Reason::FlowIdsExhausted)
             && let Some(entry) = self.router.entry(self.cid)
         {
-            self.router.orphans.add(&path.holder(), entry);
+            self.router.await_path(&path.holder(), entry);
         }
         // When the link ends at this moment, the flow is told that its path is lost, once more.
     }
@@ -331,10 +331,10 @@ impl FlowEvents for ClientFlow {
     }
 
     fn over(&self, flow: &Arc<SocketFlow>) {
+        self.router.forget(flow.cid());
         if let Some(holder) = self.holder() {
             self.router.orphans.take(&holder, self.cid);
         }
-        self.router.forget(flow.cid());
     }
 }
 
