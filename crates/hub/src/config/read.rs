@@ -283,7 +283,7 @@ fn mesh(t: &mut Table<'_>, on: bool, sockets: &mut Sockets) -> MeshConfig {
         peers: t
             .field("peers")
             .check("ws:// or wss://", fit::is_ws)
-            .up_to(64)
+            .up_to(127)
             .list(),
         require_mtls: t.field("require_mtls").or(true),
         tls: t.section("tls", mesh_tls),
