@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use nowconnect_testkit::fault_proxy::{Cut, FaultProxy, Way};
-use nowconnect_testkit::lab::{Hub, Lab, Pair};
+use nowconnect_testkit::lab::{Lab, Pair, finish};
 use nowconnect_testkit::process::Signal;
-use nowconnect_testkit::transfer::Transfer;
 use nowconnect_testkit::wait::until;
 use serde_json::json;
-use tokio::task::JoinSet;
 
 const CROSSED: &str = "nowconnect_cross_hub_flows_total";
 const RESUMES: &str = "nowconnect_flow_resumes_total";
@@ -19,30 +17,15 @@ fn lab() -> Result<Lab> {
     Lab::new(env!("CARGO_BIN_EXE_nowconnect"))
 }
 
-/// Starts bulk transfers; each checks every byte at both ends.
-async fn transfers(hub: &Hub, flows: u32, bytes: u64) -> Result<JoinSet<Result<()>>> {
-    let mut running = JoinSet::new();
-    for stream in 1..=flows {
-        let (up, down) = (bytes, bytes + u64::from(stream));
-        let client = hub.connect("bulk").await?;
-        running.spawn(Transfer { stream, up, down }.run(client));
-    }
-    Ok(running)
-}
-
-async fn finish(running: JoinSet<Result<()>>) -> Result<()> {
-    running.join_all().await.into_iter().collect()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_of_the_other_hub_reaches_the_agent() -> Result<()> {
     let pair = Pair::start(lab()?, "active").await?;
     let _agent = pair.agent(&[&pair.a], "first").start().await?;
     pair.wait_routes(&pair.b, 1).await?;
-    finish(transfers(&pair.b, 8, 5_000_000).await?).await?;
+    finish(pair.b.transfers(8, 5_000_000).await?).await?;
     assert_eq!(pair.b.metric(CROSSED, &[]).await?, 8.0);
     assert_eq!(pair.a.metric(CROSSED, &[]).await?, 0.0);
-    finish(transfers(&pair.a, 2, 1_000_000).await?).await?;
+    finish(pair.a.transfers(2, 1_000_000).await?).await?;
     assert_eq!(pair.bulk.accepted(), 10);
     for hub in [&pair.a, &pair.b] {
         hub.wait_idle("bulk").await?;
@@ -57,7 +40,7 @@ async fn flows_outlive_the_owner_of_their_agent() -> Result<()> {
     let mut pair = Pair::start(lab()?, "active").await?;
     let _agent = pair.agent(&[&pair.a, &pair.b], "first").start().await?;
     pair.wait_routes(&pair.b, 1).await?;
-    let running = transfers(&pair.b, 20, 4_000_000).await?;
+    let running = pair.b.transfers(20, 4_000_000).await?;
     pair.bulk.wait_accepted(20).await?;
     pair.a.process().signal(Signal::Kill).await?;
     let killed = Instant::now();
@@ -79,7 +62,7 @@ async fn flows_over_the_mesh_survive_cuts_of_the_tunnel() -> Result<()> {
     let agent = pair.agent(&[], "first").via(proxy.addr());
     let _agent = agent.start().await?;
     pair.wait_routes(&pair.b, 1).await?;
-    let running = transfers(&pair.b, 4, 8_000_000).await?;
+    let running = pair.b.transfers(4, 8_000_000).await?;
     for cut in 1..=8 {
         let way = if cut % 2 == 0 { Way::Up } else { Way::Down };
         proxy.cut_after(way, 2_000_000, Cut::Reset);
@@ -95,7 +78,7 @@ async fn flows_survive_cuts_of_the_link_between_the_hubs() -> Result<()> {
     let pair = Pair::start(lab()?, "active").await?;
     let _agent = pair.agent(&[&pair.a], "first").start().await?;
     pair.wait_routes(&pair.b, 1).await?;
-    let running = transfers(&pair.b, 4, 8_000_000).await?;
+    let running = pair.b.transfers(4, 8_000_000).await?;
     for cut in 1..=8 {
         let way = if cut % 2 == 0 { Way::Up } else { Way::Down };
         let how = if cut % 3 == 0 { Cut::Fin } else { Cut::Reset };
@@ -126,7 +109,7 @@ async fn flows_move_to_the_other_hub_when_their_tunnel_is_gone() -> Result<()> {
     pair.a.wait_agents(1).await?;
     pair.b.wait_agents(1).await?;
     pair.wait_routes(&pair.b, 1).await?;
-    let running = transfers(&pair.b, 4, 8_000_000).await?;
+    let running = pair.b.transfers(4, 8_000_000).await?;
     pair.bulk.wait_accepted(4).await?;
     assert_eq!(pair.b.metric(CROSSED, &[]).await?, 0.0);
     proxy.refuse();
@@ -135,7 +118,7 @@ async fn flows_move_to_the_other_hub_when_their_tunnel_is_gone() -> Result<()> {
     assert_eq!(pair.bulk.accepted(), 4, "no target was dialled again");
     assert_eq!(pair.b.metric(CROSSED, &[]).await?, 4.0);
     // New ones go that way as well.
-    finish(transfers(&pair.b, 1, 100_000).await?).await?;
+    finish(pair.b.transfers(1, 100_000).await?).await?;
     proxy.heal();
     pair.b.wait_agents(1).await
 }
@@ -145,7 +128,7 @@ async fn an_agent_that_is_started_again_ends_its_old_flows_at_once() -> Result<(
     let pair = Pair::start(lab()?, "active").await?;
     let mut agent = pair.agent(&[&pair.a], "first").start().await?;
     pair.wait_routes(&pair.b, 1).await?;
-    let running = transfers(&pair.b, 3, 50_000_000).await?;
+    let running = pair.b.transfers(3, 50_000_000).await?;
     pair.bulk.wait_accepted(3).await?;
     let epoch = pair.b.mesh().await?["routes"][0]["epoch"].as_u64();
     let restarted = Instant::now();
@@ -164,7 +147,7 @@ async fn an_agent_that_is_started_again_ends_its_old_flows_at_once() -> Result<(
         Ok(())
     })
     .await?;
-    finish(transfers(&pair.b, 1, 100_000).await?).await
+    finish(pair.b.transfers(1, 100_000).await?).await
 }
 
 /// A hub that stood still and wakes up must not harm anybody.
@@ -181,19 +164,19 @@ async fn a_hub_that_stands_still_costs_a_pause() -> Result<()> {
         .set("tunnel.ping_timeout_sec", 2);
     let _agent = agent.start().await?;
     pair.wait_routes(&pair.b, 1).await?;
-    let running = transfers(&pair.b, 4, 20_000_000).await?;
+    let running = pair.b.transfers(4, 20_000_000).await?;
     pair.bulk.wait_accepted(4).await?;
     pair.a.signal(Signal::Stop).await?;
     pair.b.wait_agents(1).await?;
     finish(running).await?;
-    finish(transfers(&pair.b, 2, 1_000_000).await?).await?;
+    finish(pair.b.transfers(2, 1_000_000).await?).await?;
     pair.a.signal(Signal::Cont).await?;
     pair.a.wait_agents(0).await?;
     pair.wait_linked().await?;
     // Its clients now go over the mesh to the hub that has the agent.
     pair.wait_routes(&pair.a, 1).await?;
-    finish(transfers(&pair.a, 2, 1_000_000).await?).await?;
-    finish(transfers(&pair.b, 2, 1_000_000).await?).await?;
+    finish(pair.a.transfers(2, 1_000_000).await?).await?;
+    finish(pair.b.transfers(2, 1_000_000).await?).await?;
     assert_eq!(pair.bulk.accepted(), 10);
     Ok(())
 }
@@ -207,7 +190,7 @@ async fn hubs_that_do_not_reach_each_other_serve_their_own_agents() -> Result<()
     let pair = Pair::start_with(lab()?, "active", &quick).await?;
     let _agent = pair.agent(&[&pair.a], "first").start().await?;
     pair.wait_routes(&pair.b, 1).await?;
-    let running = transfers(&pair.b, 2, 20_000_000).await?;
+    let running = pair.b.transfers(2, 20_000_000).await?;
     pair.bulk.wait_accepted(2).await?;
     for way in [&pair.to_a, &pair.to_b] {
         way.hold();
@@ -216,14 +199,14 @@ async fn hubs_that_do_not_reach_each_other_serve_their_own_agents() -> Result<()
     pair.a.wait_status("degraded").await?;
     // The registry still names the owner, but nothing leads there.
     pair.b.turns_away("bulk").await?;
-    finish(transfers(&pair.a, 2, 1_000_000).await?).await?;
+    finish(pair.a.transfers(2, 1_000_000).await?).await?;
     for way in [&pair.to_a, &pair.to_b] {
         way.heal();
     }
     finish(running).await?;
     pair.b.wait_status("ready").await?;
     pair.a.wait_status("ready").await?;
-    finish(transfers(&pair.b, 2, 1_000_000).await?).await
+    finish(pair.b.transfers(2, 1_000_000).await?).await
 }
 
 /// In shadow mode nothing crosses: a flow whose tunnel is gone waits for it, though the agent has

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 pub use self::agent::{Agent, AgentPlan};
-pub use self::cluster::{Pair, peers};
+pub use self::cluster::{Pair, finish, peers};
 pub use self::hub::{Hub, HubPlan};
 use crate::fault_proxy::FaultProxy;
 use crate::issuer::Issuer;

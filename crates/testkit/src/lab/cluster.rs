@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use super::{AgentPlan, Hub, HubPlan, Lab};
 use crate::fault_proxy::FaultProxy;
 use crate::redis::Redis;
 use crate::target::Target;
+use crate::transfer::Transfer;
 use crate::wait::until;
 use crate::{http, ports};
 
@@ -59,7 +61,8 @@ impl HubPlan<'_> {
     }
 }
 
-/// Two hubs that share a registry and keep a link each way, with a listener for bulk transfers each.
+/// Two hubs that share a registry and keep a link each way, with a listener for bulk transfers and one
+/// for echoes each.
 #[derive(Debug)]
 pub struct Pair {
     /// Where they live.
@@ -76,6 +79,8 @@ pub struct Pair {
     pub to_b: FaultProxy,
     /// What stands behind the connector `bulk`.
     pub bulk: Target,
+    /// What stands behind the connector `echo`.
+    pub echo: Target,
 }
 
 impl Pair {
@@ -92,9 +97,10 @@ impl Pair {
     /// # Errors
     /// When something does not come up.
     pub async fn start_with(lab: Lab, mode: &str, more: &[(&str, u64)]) -> Result<Self> {
-        let (redis, bulk) = (Redis::start().await?, Target::bulk().await?);
+        let redis = Redis::start().await?;
+        let (bulk, echo) = (Target::bulk().await?, Target::echo().await?);
         let plans = ["hub-a", "hub-b"].map(|name| {
-            let plan = lab.hub(name).listener("bulk");
+            let plan = lab.hub(name).listener("bulk").listener("echo");
             more.iter()
                 .fold(plan, |plan, (key, value)| plan.set(key, *value))
         });
@@ -116,6 +122,7 @@ impl Pair {
             to_a,
             to_b,
             bulk,
+            echo,
         };
         pair.wait_linked().await?;
         Ok(pair)
@@ -134,7 +141,7 @@ impl Pair {
         Ok(())
     }
 
-    /// An agent for `bulk` that knows these hubs, the first of them before the others.
+    /// An agent for `bulk` and `echo` that knows these hubs, the first of them before the others.
     #[must_use]
     pub fn agent(&self, hubs: &[&Hub], mode: &str) -> AgentPlan<'_> {
         let urls: Vec<_> = hubs
@@ -144,6 +151,7 @@ impl Pair {
         self.lab
             .agent("site-1")
             .target("bulk", self.bulk.addr())
+            .target("echo", self.echo.addr())
             .set("tunnel.urls", json!(urls))
             .set("tunnel.mode", mode)
     }
@@ -163,7 +171,30 @@ impl Pair {
     }
 }
 
+/// Waits for [`Hub::transfers`] to end well.
+///
+/// # Errors
+/// Those of the transfers.
+pub async fn finish(running: JoinSet<Result<()>>) -> Result<()> {
+    running.join_all().await.into_iter().collect()
+}
+
 impl Hub {
+    /// Starts transfers through its listener `bulk`, about `bytes` each way; each checks every byte
+    /// at both ends.
+    ///
+    /// # Errors
+    /// When nobody listens.
+    pub async fn transfers(&self, flows: u32, bytes: u64) -> Result<JoinSet<Result<()>>> {
+        let mut running = JoinSet::new();
+        for stream in 1..=flows {
+            let (up, down) = (bytes, bytes + u64::from(stream));
+            let client = self.connect("bulk").await?;
+            running.spawn(Transfer { stream, up, down }.run(client));
+        }
+        Ok(running)
+    }
+
     /// What its admin API tells of the mesh.
     ///
     /// # Errors
