@@ -26,6 +26,7 @@ pub struct HubPlan<'a> {
     config: Value,
     listeners: BTreeMap<String, u16>,
     env: Vec<(String, String)>,
+    names_file_in_env: bool,
     problem: Option<anyhow::Error>,
 }
 
@@ -49,6 +50,7 @@ impl<'a> HubPlan<'a> {
             config: json!({ "listeners": [] }),
             listeners: BTreeMap::new(),
             env: Vec::new(),
+            names_file_in_env: false,
             problem: None,
         };
         let ports: Vec<u16> = (0..3).map(|_| plan.port()).collect();
@@ -90,6 +92,13 @@ impl<'a> HubPlan<'a> {
         self
     }
 
+    /// Names the file to the process by `NC_CONFIG` and not by `--config`.
+    #[must_use]
+    pub fn file_in_env(mut self) -> Self {
+        self.names_file_in_env = true;
+        self
+    }
+
     /// Adds a listener on a free port, named like the connector.
     #[must_use]
     pub fn listener(self, connector: &str) -> Self {
@@ -117,8 +126,12 @@ impl<'a> HubPlan<'a> {
         let dir = self.lab.dir().to_owned();
         let file = dir.join(format!("{}.yaml", self.name));
         write_config(&file, &self.config)?;
-        let mut command = self.lab.command(&["hub", "--config"]);
-        command.arg(&file).envs(self.env);
+        let mut command = self.lab.command(&["hub"]);
+        match self.names_file_in_env {
+            true => command.env("NC_CONFIG", &file),
+            false => command.arg("--config").arg(&file),
+        };
+        command.envs(self.env);
         let process = Process::spawn(&self.name, &mut command, &dir)?;
         Ok(Hub {
             process,
@@ -361,6 +374,14 @@ impl Hub {
     /// When it does not come up again.
     pub async fn restart(&mut self) -> Result<()> {
         self.process.kill().await?;
+        self.start_again().await
+    }
+
+    /// Starts it again after its end, with the same files and ports.
+    ///
+    /// # Errors
+    /// When it does not come up again.
+    pub async fn start_again(&mut self) -> Result<()> {
         self.process = Process::spawn(&self.name, &mut self.respawn, &self.dir)?;
         self.wait_ready().await
     }
