@@ -19,7 +19,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 
 /// Between new connections.
-const EVERY: Duration = Duration::from_millis(10);
+const EVERY: Duration = Duration::from_millis(5);
+const CONNECTIONS: &str = "nowconnect_tcp_connections_total";
 
 fn lab() -> Result<Lab> {
     Lab::new(env!("CARGO_BIN_EXE_nowconnect"))
@@ -134,7 +135,11 @@ async fn roll(hub: &mut Hub, clients: &mut Clients) -> Result<()> {
     finish(running).await?;
     clients.wait_more(50).await?;
     hub.start_again().await?;
-    clients.wait_more(100).await
+    // Whoever is ready can serve at once.
+    try_echo(hub.listener_addr("echo")?, 0).await?;
+    hub.wait_metric(CONNECTIONS, &[("connector", "echo")], |own| own >= 10.0)
+        .await?;
+    clients.wait_more(50).await
 }
 
 async fn rolling_restart(mode: &str) -> Result<()> {
