@@ -220,7 +220,7 @@ async fn in_shadow_mode_no_flow_moves_to_the_other_hub() -> Result<()> {
     let _agent = agent.start().await?;
     pair.b.wait_agents(1).await?;
     pair.wait_routes(&pair.b, 1).await?;
-    let running = transfers(&pair.b, 2, 8_000_000).await?;
+    let running = pair.b.transfers(2, 8_000_000).await?;
     pair.bulk.wait_accepted(2).await?;
     proxy.refuse();
     proxy.cut(Cut::Reset);

@@ -66,9 +66,12 @@ async fn try_echo(addr: SocketAddr, stream: u32) -> Result<()> {
 /// Clients that come one after the other, as long as it lives.
 struct Clients {
     stop: watch::Sender<bool>,
-    count: watch::Receiver<u32>,
+    count: Count,
     task: JoinHandle<Result<Duration>>,
 }
+
+/// How many clients there were so far.
+type Count = watch::Receiver<u32>;
 
 impl Clients {
     fn start(addr: SocketAddr) -> Self {
@@ -78,13 +81,12 @@ impl Clients {
         Self { stop, count, task }
     }
 
-    /// Waits for so many more to come.
-    async fn wait_more(&mut self, more: u32) -> Result<()> {
-        let enough = *self.count.borrow() + more;
-        let reached = self.count.wait_for(|count| *count >= enough);
-        // When the clients have failed, they say it themselves.
-        let _ = within("more clients", reached).await?;
-        Ok(())
+    /// Does `work` while they come.
+    async fn during(&mut self, work: impl Future<Output = Result<()>>) -> Result<()> {
+        tokio::select! {
+            done = work => done,
+            failed = &mut self.task => failed?.map(drop),
+        }
     }
 
     /// How many there were, and the longest that one of them took.
@@ -93,6 +95,13 @@ impl Clients {
         let longest = self.task.await??;
         Ok((*self.count.borrow(), longest))
     }
+}
+
+/// Waits for so many more to come.
+async fn wait_more(count: &mut Count, more: u32) -> Result<()> {
+    let enough = *count.borrow() + more;
+    within("more clients", count.wait_for(|count| *count >= enough)).await??;
+    Ok(())
 }
 
 async fn keep_coming(
@@ -126,20 +135,20 @@ async fn keep_coming(
 }
 
 /// Restarts `hub` as an operator does, while flows of its clients run.
-async fn roll(hub: &mut Hub, clients: &mut Clients) -> Result<()> {
+async fn roll(hub: &mut Hub, clients: &mut Count) -> Result<()> {
     let running = hub.transfers(3, 10_000_000).await?;
-    clients.wait_more(20).await?;
+    wait_more(clients, 20).await?;
     hub.signal(Signal::Term).await?;
     let status = hub.process().wait_exit().await?;
     ensure!(status.success(), "{status:?}");
     finish(running).await?;
-    clients.wait_more(50).await?;
+    wait_more(clients, 50).await?;
     hub.start_again().await?;
     // Whoever is ready can serve at once.
     try_echo(hub.listener_addr("echo")?, 0).await?;
     hub.wait_metric(CONNECTIONS, &[("connector", "echo")], |own| own >= 10.0)
         .await?;
-    clients.wait_more(50).await
+    wait_more(clients, 50).await
 }
 
 async fn rolling_restart(mode: &str) -> Result<()> {
@@ -149,8 +158,12 @@ async fn rolling_restart(mode: &str) -> Result<()> {
     pair.wait_routes(&pair.b, 1).await?;
     let balancer = Balancer::start(&pair).await?;
     let mut clients = Clients::start(balancer.addr);
-    roll(&mut pair.a, &mut clients).await?;
-    roll(&mut pair.b, &mut clients).await?;
+    let mut count = clients.count.clone();
+    let both = async {
+        roll(&mut pair.a, &mut count).await?;
+        roll(&mut pair.b, &mut count).await
+    };
+    clients.during(both).await?;
     let (count, longest) = clients.finish().await?;
     eprintln!("tunnel.mode {mode}: {count} connections, the slowest took {longest:?}");
     // The hubs served others than those of the balancer as well.

@@ -281,7 +281,7 @@ impl Hub {
         let open = ports.listeners.into_iter().map(|bound| self.open(bound));
         self.listeners.lock().extend(open);
         self.tend();
-        self.health.enter(Stage::Ready);
+        self.settle();
         tracing::info!(
             event = "hub_started",
             address = %self.http.tunnel,

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::Hub;
 use crate::mesh::Mesh;
 use crate::metrics::Metrics;
 use crate::registry::RegistryHealth;
-use crate::server::PortTls;
+use crate::server::{PortTls, Stage};
 
 /// Between looks at idle and orphaned flows.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -18,7 +18,32 @@ const SWEEP: Duration = Duration::from_millis(500);
 /// are swapped (Kubernetes) and network file systems.
 const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
 
+/// How long a hub that has just started waits for the others before it serves alone.
+const SETTLE: Duration = Duration::from_secs(3);
+const SETTLE_POLL: Duration = Duration::from_millis(20);
+
 impl Hub {
+    /// Lets `/readyz` tell that the hub is ready: once it knows of the agents of other hubs and has
+    /// links to them, or clients that a balancer sends would find no agent here that is there.
+    pub(super) fn settle(&self) {
+        if self.health.troubles().is_empty() {
+            return self.health.enter(Stage::Ready);
+        }
+        let health = self.health.clone();
+        let settled = async move {
+            let wait = async {
+                while !health.troubles().is_empty() {
+                    sleep(SETTLE_POLL).await;
+                }
+            };
+            let _ = timeout(SETTLE, wait).await;
+            health.enter(Stage::Ready);
+        };
+        let stop = self.tasks.token();
+        self.tasks
+            .spawn("settle", stop.run_until_cancelled_owned(settled));
+    }
+
     pub(super) fn tend(&self) {
         let (router, tunnels) = (self.router.clone(), self.tunnels.clone());
         let sweep = async move {

@@ -72,6 +72,13 @@ impl Health {
         let _ = self.troubles.set(Box::new(troubles));
     }
 
+    /// What makes the hub degraded now.
+    pub fn troubles(&self) -> Vec<String> {
+        let troubles = self.troubles.get();
+        let troubles = troubles.filter(|_| self.mode() == HaMode::Active);
+        troubles.map(|ask| ask()).unwrap_or_default()
+    }
+
     /// Status code and body of `/readyz`; a strict asker takes degraded for not ready.
     pub fn readiness(&self, strict: bool) -> (StatusCode, serde_json::Value) {
         let mode = self.mode();
@@ -80,9 +87,7 @@ impl Health {
             Stage::Starting => ("starting", StatusCode::SERVICE_UNAVAILABLE),
             Stage::Draining => ("draining", StatusCode::SERVICE_UNAVAILABLE),
             Stage::Ready => {
-                if mode == HaMode::Active {
-                    reasons.extend(self.troubles.get().iter().flat_map(|troubles| troubles()));
-                }
+                reasons = self.troubles();
                 match (reasons.is_empty(), strict) {
                     (true, _) => ("ready", StatusCode::OK),
                     (false, false) => ("degraded", StatusCode::OK),

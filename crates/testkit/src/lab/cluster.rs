@@ -73,6 +73,8 @@ pub struct Pair {
     pub a: Hub,
     /// The second.
     pub b: Hub,
+    /// Between the first and what they share.
+    pub a_to_redis: FaultProxy,
     /// On the link that the second keeps to the first.
     pub to_a: FaultProxy,
     /// On the link that the first keeps to the second.
@@ -108,17 +110,22 @@ impl Pair {
         let (Some(a), Some(b)) = (plans.next(), plans.next()) else {
             bail!("there are two");
         };
+        let a_to_redis = FaultProxy::start(redis.addr()).await?;
+        let a = a.set("ha.redis_url", format!("redis://{}", a_to_redis.addr()));
         // What each dials goes through a proxy in front of the other.
         let to_a = FaultProxy::start(a.tunnel_addr()?).await?;
         let to_b = FaultProxy::start(b.tunnel_addr()?).await?;
         let a = a.set("ha.mesh.peers", json!([mesh_url(to_b.addr())]));
         let b = b.set("ha.mesh.peers", json!([mesh_url(to_a.addr())]));
-        let (a, b) = (a.start().await?, b.start().await?);
+        let (mut a, mut b) = (a.spawn()?, b.spawn()?);
+        a.wait_ready().await?;
+        b.wait_ready().await?;
         let pair = Self {
             lab,
             redis,
             a,
             b,
+            a_to_redis,
             to_a,
             to_b,
             bulk,
