@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
 use nowconnect_proto::frame::Frame;
 use nowconnect_proto::relay::Face;
 use nowconnect_proto::{FlowId, Reason};
 
 use crate::endpoint::SocketFlow;
 use crate::relayed::Relayed;
+use crate::scratch::Scratch;
 use crate::session::Link;
 
 /// What is left to do about a frame of a flow.
@@ -110,7 +110,7 @@ impl Carried {
         &self,
         link: &Arc<Link>,
         turn: Turn,
-        scratch: &mut BytesMut,
+        scratch: &mut Scratch,
         put: &mut dyn FnMut(Frame),
     ) -> Option<u64> {
         match self {

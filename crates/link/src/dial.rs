@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use crate::stream::{BufferedIo, Stream};
+use crate::stream::{BufferedIo, Stream, TLS_WRITES};
 
 mod error;
 mod kind;
@@ -72,8 +72,13 @@ impl Dialer {
         let Some(tls) = &self.tls else {
             return Err(DialError::NoTls { to });
         };
-        let connect = TlsConnector::from(Arc::clone(tls))
-            .connect(url.server_name(), BufferedIo::new(io, leftover));
+        let connect = TlsConnector::from(Arc::clone(tls)).connect_with(
+            url.server_name(),
+            BufferedIo::new(io, leftover),
+            |tls| {
+                tls.set_buffer_limit(Some(TLS_WRITES));
+            },
+        );
         match deadline.limit(Stage::Tls, &to, connect).await? {
             Ok(tls) => Ok(Stream::Tls(Box::new(tls.into()))),
             Err(source) => Err(DialError::Tls { to, source }),

@@ -10,6 +10,7 @@ use nowconnect_proto::Frame;
 use nowconnect_proto::frame::put_data_header;
 use tokio::io::AsyncWrite;
 
+use crate::read_size;
 use crate::ws::{Batch, Mask, Opcode, write_close, write_message};
 
 /// Payloads below this are copied next to their frame's header: one buffer is cheaper to write
@@ -18,7 +19,7 @@ const COPY_BELOW: usize = 8 * 1024;
 /// A message of small frames is closed at this size.
 const MESSAGE_UP_TO: usize = 16 * 1024;
 /// No more frames are asked for while this much waits.
-const HIGH_WATER: usize = 256 * 1024;
+const HIGH_WATER: usize = read_size::MOST;
 /// Nothing at all is put in front of the connection while this much waits.
 const FLOOD: usize = 2 * HIGH_WATER;
 /// Segments handed to one vectored write.

@@ -15,6 +15,11 @@ mod ws_bytes;
 pub use buffered::BufferedIo;
 pub use ws_bytes::WsBytes;
 
+/// What TLS may hold that is encrypted and not written, in bytes, for
+/// [`set_buffer_limit`](rustls::ConnectionCommon::set_buffer_limit): 16 records make one system call
+/// of what would be four.
+pub const TLS_WRITES: usize = 256 * 1024;
+
 /// A connection that was dialed or accepted.
 ///
 /// Both kinds take vectored writes: tokio-rustls 0.26 implements `poll_write_vectored` for its

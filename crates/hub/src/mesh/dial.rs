@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use nowconnect_link::dial::{Dialer, ProxyRules, TcpOptions, WsUrl};
 use nowconnect_link::session::{Carrier, CarrierError};
-use nowconnect_link::stream::{Stream, WsBytes};
+use nowconnect_link::stream::{Stream, TLS_WRITES, WsBytes};
 use nowconnect_link::upgrade::{self, ClientRequest, Upgraded};
 use nowconnect_link::wire::Wire;
 use nowconnect_link::ws::{Mask, Role};
@@ -89,7 +89,9 @@ async fn introduce(
         (Some(_), Some(mutual)) => {
             let bytes = WsBytes::new(upgraded, Role::Client);
             let sealed = TlsConnector::from(mutual.client.current())
-                .connect(url.server_name(), bytes)
+                .connect_with(url.server_name(), bytes, |tls| {
+                    tls.set_buffer_limit(Some(TLS_WRITES));
+                })
                 .await
                 .map_err(|error| Failure::Tls { error })?;
             let mut carrier = carrier(sealed, BytesMut::new(), Mask::Zero, terms);

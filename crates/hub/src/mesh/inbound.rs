@@ -9,7 +9,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use nowconnect_link::session::{Carrier, CarrierError, Link, LinkEvents, Role, start};
-use nowconnect_link::stream::{Stream, WsBytes};
+use nowconnect_link::stream::{Stream, TLS_WRITES, WsBytes};
 use nowconnect_link::tls::{CertificateFault, names};
 use nowconnect_link::upgrade::{Offer, Pending, PendingError, Refusal, Upgraded};
 use nowconnect_link::wire::Wire;
@@ -293,7 +293,7 @@ impl Guest {
         let mutual = credentials.mutual.as_ref().ok_or(Turned::NoCertificates)?;
         let bytes = WsBytes::new(upgraded, ws::Role::Server);
         TlsAcceptor::from(mutual.server.current())
-            .accept(bytes)
+            .accept_with(bytes, |tls| tls.set_buffer_limit(Some(TLS_WRITES)))
             .await
             .map_err(Turned::Tls)
     }

@@ -11,7 +11,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nowconnect_link::shards::Shards;
-use nowconnect_link::stream::{BufferedIo, Stream};
+use nowconnect_link::stream::{BufferedIo, Stream, TLS_WRITES};
 use nowconnect_link::tasks::Tasks;
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
@@ -126,7 +126,8 @@ impl<S: Respond> Doorman<S> {
         };
         let acceptor = TlsAcceptor::from(tls);
         let buffered = BufferedIo::new(stream, BytesMut::new());
-        match timeout(TLS_DEADLINE, acceptor.accept(buffered)).await {
+        let accept = acceptor.accept_with(buffered, |tls| tls.set_buffer_limit(Some(TLS_WRITES)));
+        match timeout(TLS_DEADLINE, accept).await {
             Ok(Ok(stream)) => {
                 self.serve(Stream::Tls(Box::new(stream.into())), peer, busy)
                     .await

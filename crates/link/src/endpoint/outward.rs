@@ -5,19 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
-use bytes::{BufMut, Bytes, BytesMut};
 use nowconnect_proto::flow::{Side, Step};
 use nowconnect_proto::frame::{Frame, Open};
 use nowconnect_proto::{FlowId, Reason};
-use tokio_util::io::poll_read_buf;
 
 use super::SocketFlow;
 use super::state::State;
 use crate::carried::Turn;
+use crate::read_size;
+use crate::scratch::Scratch;
 use crate::session::Link;
-
-/// Bytes read from a socket at once at most; also a flow's share of a turn.
-const READ_SIZE: usize = 256 * 1024;
 
 impl SocketFlow {
     /// Gives what arrived to the socket, and to the link what need not wait for room: everything
@@ -66,7 +63,7 @@ impl SocketFlow {
         self: &Arc<Self>,
         link: &Arc<Link>,
         turn: Turn,
-        scratch: &mut BytesMut,
+        scratch: &mut Scratch,
         put: &mut dyn FnMut(Frame),
     ) -> Option<u64> {
         let mut state = self.state.lock();
@@ -75,7 +72,7 @@ impl SocketFlow {
         }
         state.waiting = false;
         let max_payload = link.peer().max_payload;
-        let most = turn.most.min(READ_SIZE);
+        let most = turn.most.min(read_size::MOST);
         let mut left = most;
         let mut more = true;
         while more && left > 0 {
@@ -170,7 +167,7 @@ impl SocketFlow {
     fn read_socket(
         self: &Arc<Self>,
         state: &mut State,
-        scratch: &mut BytesMut,
+        scratch: &mut Scratch,
         most: usize,
     ) -> bool {
         if state.flow.waits_for_allowance() {
@@ -188,28 +185,19 @@ impl SocketFlow {
         let Some(socket) = state.socket.as_mut() else {
             return false;
         };
-        scratch.clear();
-        scratch.reserve(READ_SIZE);
         let waker = Waker::from(Arc::clone(self));
         let mut cx = Context::from_waker(&waker);
-        let mut limited = (&mut *scratch).limit(room);
-        match poll_read_buf(Pin::new(socket), &mut cx, &mut limited) {
+        match scratch.poll_read(Pin::new(socket), &mut cx, room) {
             Poll::Pending => false,
-            Poll::Ready(Ok(0)) => {
+            Poll::Ready(Ok(bytes)) if bytes.is_empty() => {
                 state.flow.push_fin();
                 true
             }
-            Poll::Ready(Ok(n)) => {
+            Poll::Ready(Ok(bytes)) => {
                 self.active_ms
                     .store(self.engine.now_ms(), Ordering::Relaxed);
-                self.sent_counter().inc_by(n as u64);
-                // A read that fills its buffer keeps it; what is smaller is copied out, so that a few
-                // bytes that wait for their acknowledgement do not keep a large buffer alive.
-                state.flow.push(if n >= scratch.capacity() / 2 {
-                    scratch.split().freeze()
-                } else {
-                    Bytes::copy_from_slice(scratch)
-                });
+                self.sent_counter().inc_by(bytes.len() as u64);
+                state.flow.push(bytes);
                 true
             }
             Poll::Ready(Err(error)) => {

@@ -16,11 +16,10 @@ use tokio_util::io::poll_read_buf;
 
 use crate::meter::Meter;
 use crate::outgoing::Outgoing;
+use crate::read_size::ReadSize;
 use crate::wire::{Wire, WireError};
 use crate::ws::{Decoder, Limits, Mask, Message, Opcode, Role, WsError};
 
-/// Room for reads: large enough that a bulk flow costs few system calls.
-const READ_BUFFER: usize = 256 * 1024;
 /// A read is not worth a system call with less room than this.
 const LEAST_READ: usize = 16 * 1024;
 
@@ -61,6 +60,9 @@ pub struct Carrier<S> {
     pub(super) io: S,
     decoder: Decoder,
     input: BytesMut,
+    read_size: ReadSize,
+    /// How the input ended, behind what was read last.
+    input_end: Option<io::Error>,
     /// A binary message that still holds frames.
     message: Bytes,
     pub(super) frames: VecDeque<Frame>,
@@ -94,6 +96,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
             io,
             decoder: Decoder::new(role, limits(max_payload, wire.is_v1())),
             input: leftover,
+            read_size: ReadSize::new(),
+            input_end: None,
             message: Bytes::new(),
             frames: VecDeque::new(),
             out: Outgoing::new(mask),
@@ -202,19 +206,47 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
         }
     }
 
-    /// Reads once. Only to be called when [`Carrier::next_frame`] has no more.
+    /// Reads what there is, as far as there is room: TLS yields a record at a time, and what is
+    /// handed on together costs less. Only to be called when [`Carrier::next_frame`] has no more.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CarrierError>> {
-        let room = self.input.capacity() - self.input.len();
-        // An empty buffer that nobody refers to is had again as a whole, for nothing.
-        if self.input.is_empty() || room < LEAST_READ.max(self.decoder.missing(&self.input)) {
-            self.input.reserve(READ_BUFFER);
+        if let Some(end) = self.input_end.take() {
+            return Poll::Ready(Err(end.into()));
         }
-        let n = ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input))?;
-        self.received += n;
-        if n == 0 {
-            return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
+        self.make_room();
+        let had = self.input.len();
+        let is_full = |input: &BytesMut| input.len() == input.capacity();
+        let end = loop {
+            match poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input) {
+                Poll::Ready(Ok(0)) => break Some(io::ErrorKind::UnexpectedEof.into()),
+                Poll::Ready(Ok(_)) if is_full(&self.input) => break None,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => break Some(error),
+                Poll::Pending => break None,
+            }
+        };
+        let read = self.input.len() - had;
+        match end {
+            Some(end) if read == 0 => return Poll::Ready(Err(end.into())),
+            None if read == 0 => return Poll::Pending,
+            end => self.input_end = end,
+        }
+        self.received += read;
+        if self.read_size.note(read, is_full(&self.input)) {
+            let mut smaller = BytesMut::with_capacity(self.read_size.get());
+            smaller.extend_from_slice(&self.input);
+            self.input = smaller;
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn make_room(&mut self) {
+        let (len, room) = (self.input.len(), self.input.capacity() - self.input.len());
+        let least = LEAST_READ.max(self.decoder.missing(&self.input));
+        // An empty buffer that nobody refers to is had again as a whole, for nothing.
+        if len == 0 || room < least {
+            let more = self.read_size.get().saturating_sub(len);
+            self.input.reserve(more.max(least));
+        }
     }
 
     /// The next frame of what was read.

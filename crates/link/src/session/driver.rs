@@ -13,7 +13,6 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
 use nowconnect_proto::frame::Frame;
 use nowconnect_proto::keepalive::{Beat, Keepalive};
 use nowconnect_proto::{FlowId, Reason};
@@ -26,12 +25,13 @@ use super::{Carrier, CarrierError, Link, LinkConfig, LinkEvents, Role};
 use crate::carried::{Carried, Turn};
 use crate::counters::Engine;
 use crate::meter::Bound;
+use crate::scratch::Scratch;
 use crate::ws::Opcode;
 
 /// Acknowledgements that can wait are sent after this time at the latest, in microseconds.
 const ACK_DELAY: u64 = 25_000;
 /// Reads of the connection in one round before flows and writes have their turn.
-const READS_A_ROUND: usize = 4;
+const READS_A_ROUND: usize = 2;
 /// Rounds before other tasks of the runtime have their turn.
 const ROUNDS_A_TURN: usize = 16;
 /// How long a closing link may take to say goodbye, in microseconds.
@@ -67,7 +67,7 @@ struct Driver<S> {
     waiting: Turns,
     owing: Vec<Carried>,
     owing_due: Option<u64>,
-    scratch: BytesMut,
+    scratch: Scratch,
     /// The peer closed, or broke the protocol: nothing more is read.
     input_over: bool,
     /// How the link ends, and when to stop waiting for the last bytes to leave.
@@ -112,7 +112,7 @@ where
         waiting: Turns::default(),
         owing: Vec::new(),
         owing_due: None,
-        scratch: BytesMut::new(),
+        scratch: Scratch::default(),
         input_over: false,
         closing: None,
         peer_reason: None,

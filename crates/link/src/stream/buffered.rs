@@ -7,6 +7,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use crate::read_size::ReadSize;
+
 /// Reads through a buffer, writes straight through.
 ///
 /// rustls asks its socket for 4 KiB at a time, which makes 16 system calls of 64 KiB; with this in
@@ -16,30 +18,26 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 pub struct BufferedIo<S> {
     io: S,
     buf: BytesMut,
-    /// Bytes to ask for at once; 0 reads straight into the caller's buffer.
-    capacity: usize,
+    /// How much to ask for at once; without it, reads go straight into the caller's buffer.
+    size: Option<ReadSize>,
 }
 
 impl<S> BufferedIo<S> {
-    /// Bytes per read below TLS: four records of full size.
-    pub const CAPACITY: usize = 64 * 1024;
-
-    /// Reads [`CAPACITY`](Self::CAPACITY) at a time; `leftover` was read before and comes first.
+    /// Reads ahead; `leftover` was read before and comes first.
     pub fn new(io: S, leftover: BytesMut) -> Self {
-        Self::with_capacity(io, leftover, Self::CAPACITY)
+        Self {
+            io,
+            buf: leftover,
+            size: Some(ReadSize::new()),
+        }
     }
 
     /// Reads nothing ahead; for callers that ask for large pieces themselves.
     pub fn direct(io: S, leftover: BytesMut) -> Self {
-        Self::with_capacity(io, leftover, 0)
-    }
-
-    /// Reads `capacity` bytes at a time; `leftover` was read before and comes first.
-    pub fn with_capacity(io: S, leftover: BytesMut, capacity: usize) -> Self {
         Self {
             io,
             buf: leftover,
-            capacity,
+            size: None,
         }
     }
 
@@ -55,18 +53,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for BufferedIo<S> {
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { io, buf, capacity } = self.get_mut();
+        let Self { io, buf, size } = self.get_mut();
         if buf.is_empty() {
-            if out.remaining() >= *capacity {
+            let Some(size) = size.as_mut().filter(|size| out.remaining() < size.get()) else {
                 *buf = BytesMut::new();
                 return Pin::new(io).poll_read(cx, out);
-            }
-            buf.reserve(*capacity);
+            };
+            buf.reserve(size.get());
             let read = pin!(io.read_buf(buf)).poll(cx);
             if !matches!(read, Poll::Ready(Ok(1..))) {
                 *buf = BytesMut::new();
             }
-            ready!(read)?;
+            let bytes = ready!(read)?;
+            size.note(bytes, bytes >= size.get());
         }
         let size = buf.len().min(out.remaining());
         out.put_slice(buf.get(..size).unwrap_or_default());
