@@ -337,7 +337,11 @@ impl Guest {
             Ok(proven) => timeout_at(deadline, self.greet(&mut carrier, proven))
                 .await
                 .unwrap_or(Err(Turned::Late)),
-            Err(unproven) => Err(unproven),
+            Err(unproven) => {
+                // It is saying HELLO: what nobody reads would make a reset of the goodbye.
+                let _ = timeout(GOODBYE, carrier.receive()).await;
+                Err(unproven)
+            }
         };
         drop(places);
         match greeted {
