@@ -1,0 +1,105 @@
+//! One agent takes next to nothing of what clients of another hub send and ask for: memory stays bounded,
+//! and other agents behind the same link hardly notice.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use nowconnect_testkit::fault_proxy::{FaultProxy, Way};
+use nowconnect_testkit::lab::{Hub, Lab, Pair, finish};
+use nowconnect_testkit::target::Target;
+use nowconnect_testkit::transfer::Transfer;
+use nowconnect_testkit::wait::until;
+use socket2::SockRef;
+use tokio::task::JoinSet;
+
+fn lab() -> Result<Lab> {
+    Lab::new(env!("CARGO_BIN_EXE_nowconnect"))
+}
+
+const BUDGET_MB: u64 = 64;
+const PER_LINK: u64 = 8 << 20;
+/// What may be held besides payload.
+const SLACK: u64 = 16 << 20;
+const SLOW_FLOWS: u32 = 500;
+
+/// How long the same transfers take, the best of some tries; `after` each.
+async fn time(hub: &Hub, mut after: impl FnMut() -> Result<()>) -> Result<Duration> {
+    let mut best = Duration::MAX;
+    for _ in 0..4 {
+        let start = Instant::now();
+        finish(hub.transfers(4, 20_000_000).await?).await?;
+        best = best.min(start.elapsed());
+        after()?;
+    }
+    Ok(best)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heavy_an_agent_that_is_slow_costs_bounded_memory_and_others_little() -> Result<()> {
+    let patient = [
+        ("limits.memory_budget_mb", BUDGET_MB),
+        ("ha.mesh.per_link_max_inflight_bytes", PER_LINK),
+        ("tunnel.ping_timeout_sec", 120),
+    ];
+    let mut pair = Pair::start_with(lab()?, "active", &patient).await?;
+    let _agent = pair.agent(&[&pair.a], "first").start().await?;
+    pair.b.add_listener("slow", "slow")?;
+    let mark = pair.b.log().mark();
+    pair.b.reload().await?;
+    pair.b
+        .log()
+        .wait_event_since("config_reloaded", mark)
+        .await?;
+    let (straw, server) = (
+        FaultProxy::start(pair.a.tunnel_addr()?).await?,
+        Target::bulk().await?,
+    );
+    let slow = pair.lab.agent("slow-1").target("slow", server.addr());
+    let slow = slow.set("tunnel.ping_timeout_sec", 120).via(straw.addr());
+    let _slow = slow.start().await?;
+    pair.wait_routes(&pair.b, 2).await?;
+    let alone = time(&pair.b, || Ok(())).await?;
+    let before = (pair.a.resident_bytes()?, pair.b.resident_bytes()?);
+
+    straw.rate(500_000);
+    let mut crowd = JoinSet::new();
+    for stream in 1..=SLOW_FLOWS {
+        let client = pair.b.connect("slow").await?;
+        // What waits in this kernel is at the cost of everybody's sockets.
+        SockRef::from(&client).set_send_buffer_size(32 * 1024)?;
+        let (up, down) = (50_000_000, 16 * 1024);
+        crowd.spawn(Transfer { stream, up, down }.run(client));
+    }
+    let passed = straw.bytes(Way::Down);
+    until("the crowd to fill the straw", async || {
+        let more = straw.bytes(Way::Down) - passed;
+        ensure!(more > 2_000_000, "{more} bytes");
+        Ok(())
+    })
+    .await?;
+    let mut worst = (0, 0);
+    let beside = time(&pair.b, || {
+        worst.0 = worst.0.max(pair.a.resident_bytes()?);
+        worst.1 = worst.1.max(pair.b.resident_bytes()?);
+        Ok(())
+    })
+    .await?;
+    let grown = (
+        worst.0.saturating_sub(before.0),
+        worst.1.saturating_sub(before.1),
+    );
+    eprintln!(
+        "alone {alone:?}, beside the slow agent {beside:?}: {:.0} %; owner grew by {} KiB, origin by {} KiB",
+        100.0 * alone.as_secs_f64() / beside.as_secs_f64(),
+        grown.0 >> 10,
+        grown.1 >> 10
+    );
+    ensure!(grown.0 < 2 * PER_LINK + SLACK, "the owner: {grown:?}");
+    ensure!(grown.1 < (BUDGET_MB << 20) + SLACK, "the origin: {grown:?}");
+    // Nobody of the crowd was hurt, or is done.
+    ensure!(crowd.try_join_next().is_none(), "a slow flow has ended");
+    ensure!(straw.accepted() == 1, "the slow tunnel was given up");
+    crowd.shutdown().await;
+    pair.b.wait_idle("slow").await?;
+    finish(pair.b.transfers(1, 500_000).await?).await
+}
