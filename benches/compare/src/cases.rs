@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::load::Load;
-use crate::systems::System;
+use crate::systems::{Class, System};
 
 /// Which way a figure is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(crate) enum Better {
 pub(crate) enum Target {
     /// Our median divided by the best peer's, at least or at most this much.
     OfBestPeer(f64),
+    /// Our median divided by that of our own path without a second hub, at most this much.
+    OfOurLocalPath(f64),
     /// Our median itself.
     Value(f64),
     /// For information.
@@ -186,8 +188,27 @@ pub(crate) fn choose<T>(
     Ok(items.into_iter().filter(wanted).collect())
 }
 
+/// What `metric` of `case` shall reach. A hub more between client and agent has targets of its own.
+pub(crate) fn target(case: &Case, class: Class, metric: Metric) -> Target {
+    if class != Class::Across {
+        return metric.target;
+    }
+    match (case.load, metric.name) {
+        (Load::Bulk { .. }, "MB/s") | (Load::Churn { .. }, "conn/s") => Target::OfBestPeer(1.3),
+        (Load::Requests { connections: 32 }, "per s") => Target::OfBestPeer(1.2),
+        (Load::Requests { .. }, "CPU s/10k") => Target::OfOurLocalPath(1.8),
+        _ => Target::None,
+    }
+}
+
 /// Whether `case` can be measured on `system` at all.
 pub(crate) fn applies(case: &Case, system: System) -> bool {
+    if system.class() == Class::Across {
+        return matches!(
+            case.load,
+            Load::Bulk { .. } | Load::Requests { .. } | Load::Churn { .. }
+        );
+    }
     // Without a tunnel there is no process whose memory could be counted.
     !(case.load == Load::Idle && system == System::Loopback)
 }

@@ -47,7 +47,7 @@ pub(crate) fn facts(
             facts.push(("revision", ask(&mut git)));
         }
     }
-    if uses(|system| matches!(system, System::Rathole { .. })) {
+    if uses(|system| matches!(system, System::Rathole { .. } | System::RatholeRelayed)) {
         facts.push((
             "rathole",
             ask(Command::new(&binaries.rathole).arg("--version")),
@@ -58,6 +58,10 @@ pub(crate) fn facts(
             "wstunnel",
             ask(Command::new(&binaries.wstunnel).arg("--version")),
         ));
+    }
+    if uses(|system| matches!(system, System::RatholeRelayed)) {
+        let version = ask(Command::new("haproxy").arg("-v"));
+        facts.push(("haproxy", version.lines().next().unwrap_or_default().into()));
     }
     if uses(|system| matches!(system, System::OpenSsh)) {
         facts.push((

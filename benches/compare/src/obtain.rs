@@ -18,8 +18,10 @@ pub(crate) fn binaries(options: &Options, systems: &[System]) -> Result<Binaries
     let mut binaries = Binaries::default();
     for system in systems {
         match system {
-            System::Ours { .. } => fill(&mut binaries.ours, &options.ours, build_ours)?,
-            System::Rathole { .. } => {
+            System::Ours { .. } | System::OursAcross => {
+                fill(&mut binaries.ours, &options.ours, build_ours)?
+            }
+            System::Rathole { .. } | System::RatholeRelayed => {
                 fill(&mut binaries.rathole, &options.rathole, || {
                     install_rathole(options)
                 })?;

@@ -14,7 +14,8 @@ Usage: run [OPTIONS]
   --quick                short periods, 2 rounds, 1000 idle connections: does everything work?
   --only CASE,...        cases by name or its first words: bulk, bulk-up, bulk-up-8, requests, churn,
                          idle, burst, half-close, ldap
-  --systems NAME,...     systems likewise: ours, ours-wss, rathole, wstunnel, openssh, relay, loopback
+  --systems NAME,...     systems likewise: ours, ours-wss, rathole, wstunnel, openssh, relay, loopback;
+                         ours-mesh, rathole-relay
   --rounds N             measurements of every system and case [default: 5]
   --seconds S            length of every timed measurement [default: 4]
   --idle-connections N   [default: 10000, or what the limit of open files allows]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::cases::{Better, Case, Metric, Target};
+use crate::cases::{self, Better, Case, Metric, Target};
 use crate::failure::Result;
 use crate::load::Sample;
 use crate::options::Options;
@@ -10,6 +10,9 @@ use crate::systems::{Class, System};
 
 /// More foreign work than this, and rates and latencies say as much about it as about the systems.
 const QUIET_CORES: f64 = 0.1;
+
+/// What crossing a second hub is held against.
+const LOCAL: System = System::Ours { tls: true };
 
 /// Everything measured for one case, systems in the order of their turns.
 pub(crate) struct Outcome {
@@ -45,6 +48,9 @@ pub(crate) struct Comparison {
     pub(crate) metric: Metric,
     pub(crate) median: f64,
     pub(crate) best_peer: Option<(System, f64)>,
+    pub(crate) target: Target,
+    /// The median of our own path without a second hub.
+    local: Option<f64>,
 }
 
 impl Comparison {
@@ -54,10 +60,15 @@ impl Comparison {
         (best > 0.0).then_some(self.median / best)
     }
 
+    fn of_local(&self) -> Option<f64> {
+        Some(self.median / self.local.filter(|local| *local > 0.0)?)
+    }
+
     /// `None` when there is no target, or no peer to hold ours against.
     pub(crate) fn met(&self) -> Option<bool> {
-        let (figure, bound) = match self.metric.target {
+        let (figure, bound) = match self.target {
             Target::OfBestPeer(bound) => (self.ratio()?, bound),
+            Target::OfOurLocalPath(bound) => (self.of_local()?, bound),
             Target::Value(bound) => (self.median, bound),
             Target::None => return None,
         };
@@ -97,6 +108,8 @@ impl Outcome {
                     metric,
                     median,
                     best_peer,
+                    target: cases::target(&self.case, ours.class(), metric),
+                    local: self.spread(LOCAL, index).map(|spread| spread.median),
                 })
             })
             .collect()
@@ -141,7 +154,12 @@ pub(crate) fn table(outcome: &Outcome) {
         .map(|metric| format!("  {:>28}", metric.name))
         .collect();
     let _ = writeln!(text, "  {:13}{heads}", "");
-    for class in [Class::Reference, Class::Plain, Class::Encrypted] {
+    for class in [
+        Class::Reference,
+        Class::Plain,
+        Class::Encrypted,
+        Class::Across,
+    ] {
         rows(&mut text, outcome, class);
     }
     if let Some(foreign) = outcome.foreign_cores() {
@@ -203,6 +221,11 @@ fn rows(text: &mut String, outcome: &Outcome, class: Class) {
         Some(format!("{:.2} {}", comparison.ratio()?, peer.name()))
     });
     ratios(text, "best peer", peers);
+    if class == Class::Across {
+        let locals = comparisons.iter().map(|comparison| comparison.of_local());
+        let cells = locals.map(|ratio| ratio.map(|ratio| format!("{ratio:.2}")));
+        ratios(text, LOCAL.name(), cells);
+    }
     for reference in [System::Relay, System::Loopback] {
         let references = comparisons.iter().enumerate().map(|(index, comparison)| {
             let median = outcome.spread(reference, index)?.median;
@@ -266,14 +289,17 @@ pub(crate) fn targets(outcomes: &[Outcome]) {
                 Better::Higher => "at least",
                 Better::Lower => "at most",
             };
-            let text = match (comparison.metric.target, comparison.ratio()) {
-                (Target::OfBestPeer(target), Some(ratio)) => {
-                    format!("ratio {ratio:.2}, {bound} {target:.2}")
+            let ratio = comparison.ratio().unwrap_or_default();
+            let text = match comparison.target {
+                Target::OfBestPeer(target) => format!("ratio {ratio:.2}, {bound} {target:.2}"),
+                Target::OfOurLocalPath(target) => {
+                    let ratio = comparison.of_local().unwrap_or_default();
+                    format!("ratio {ratio:.2} to {}, {bound} {target:.2}", LOCAL.name())
                 }
-                (Target::Value(target), _) => {
+                Target::Value(target) => {
                     format!("{}, {bound} {}", figure(comparison.median), figure(target))
                 }
-                _ => continue,
+                Target::None => continue,
             };
             println!(
                 "  {:6} {:14} {:9} {:14} {text}",

@@ -3,6 +3,7 @@
 mod openssh;
 mod ours;
 mod rathole;
+mod rathole_relayed;
 mod wstunnel;
 
 use std::net::{SocketAddr, TcpStream};
@@ -29,6 +30,8 @@ pub(crate) enum Class {
     Plain,
     /// The tunnel is encrypted.
     Encrypted,
+    /// The tunnel is encrypted, and clients are at another server than the one that has it.
+    Across,
 }
 
 /// A system under comparison.
@@ -48,10 +51,12 @@ pub(crate) enum System {
         tls: bool,
     },
     OpenSsh,
+    OursAcross,
+    RatholeRelayed,
 }
 
 /// In the order in which they take turns.
-pub(crate) const ALL: [System; 9] = [
+pub(crate) const ALL: [System; 11] = [
     System::Loopback,
     System::Relay,
     System::Ours { tls: false },
@@ -61,6 +66,8 @@ pub(crate) const ALL: [System; 9] = [
     System::Rathole { tls: true },
     System::Wstunnel { tls: true },
     System::OpenSsh,
+    System::OursAcross,
+    System::RatholeRelayed,
 ];
 
 impl System {
@@ -76,6 +83,8 @@ impl System {
             Self::Wstunnel { tls: false } => "wstunnel-ws",
             Self::Wstunnel { tls: true } => "wstunnel-wss",
             Self::OpenSsh => "openssh",
+            Self::OursAcross => "ours-mesh",
+            Self::RatholeRelayed => "rathole-relay",
         }
     }
 
@@ -85,12 +94,13 @@ impl System {
             Self::Ours { tls: false }
             | Self::Rathole { tls: false }
             | Self::Wstunnel { tls: false } => Class::Plain,
+            Self::OursAcross | Self::RatholeRelayed => Class::Across,
             _ => Class::Encrypted,
         }
     }
 
     pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Self::Ours { .. })
+        matches!(self, Self::Ours { .. } | Self::OursAcross)
     }
 
     /// Starts the system between a new entry address and `setup.target`; it may not be ready yet.
@@ -108,6 +118,8 @@ impl System {
             Self::Rathole { tls } => rathole::start(setup, tls),
             Self::Wstunnel { tls } => wstunnel::start(setup, tls),
             Self::OpenSsh => openssh::start(setup),
+            Self::OursAcross => ours::start_across(setup),
+            Self::RatholeRelayed => rathole_relayed::start(setup),
         }
     }
 }
