@@ -59,10 +59,13 @@ impl Share {
         (left / 4).min(self.pool.limit / 8).max(LEAST_ROOM)
     }
 
-    /// Whether more waits than the pool is for.
+    /// Whether more waits for this place than may. Who holds most of the pool leaves the last fifth
+    /// of it to the others, who are not at fault when it runs full.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.pool.queued() > self.pool.limit
+        let (all, limit) = (self.pool.queued(), self.pool.limit);
+        let holds_most = self.queued.load(Ordering::Relaxed) > all / 2;
+        all > if holds_most { limit / 5 * 4 } else { limit }
     }
 
     /// One flow that held `before` bytes holds `now`.
@@ -97,6 +100,11 @@ mod tests {
         assert!(!slow.is_over());
         assert_eq!(slow.room(), LEAST_ROOM);
         assert!(quick.room() >= 512 << 10, "{}", quick.room());
+        slow.change(0, 1 << 20);
+        quick.change(0, 1 << 19);
+        assert!(slow.is_over() && !quick.is_over());
+        quick.change(1 << 19, 0);
+        slow.change(1 << 20, 0);
         for held in flows {
             slow.change(held, 0);
         }
