@@ -143,7 +143,7 @@ impl Forward {
     ) -> Result<(), Reason> {
         // Running flows may go on when the mode is not active any more.
         let active = self.mode.load(Ordering::Relaxed) == HaMode::Active as u8;
-        if !active && open.mode == OpenMode::New {
+        if !active && open.mode != OpenMode::Resume {
             return Err(Reason::NotActive);
         }
         let client = open.client.parse::<SocketAddr>().ok();
