@@ -269,8 +269,11 @@ impl Mesh {
         self.links.outbound(hub)
     }
 
-    /// Whether any hub can be reached.
+    /// Whether there is a link with any hub, whoever dialed it.
     pub fn is_up(&self) -> bool {
+        if !self.links.inbound().is_empty() {
+            return true;
+        }
         let outbound = self.outbound.lock();
         outbound
             .iter()
