@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nowconnect_link::dial::DialError;
-use nowconnect_link::session::CarrierError;
+use nowconnect_link::session::{CarrierError, GreetError};
 use nowconnect_link::upgrade::UpgradeError;
 use nowconnect_proto::Reason;
 use nowconnect_proto::hello::HelloError;
@@ -61,6 +61,16 @@ pub enum Failure {
     /// The process is about to end.
     #[error("the agent is stopping")]
     Stopping,
+}
+
+impl From<GreetError> for Failure {
+    fn from(error: GreetError) -> Self {
+        match error {
+            GreetError::Refused(reason) => Self::Refused(reason),
+            GreetError::Unexpected(frame) => Self::Unexpected(frame),
+            GreetError::Carrier(error) => error.into(),
+        }
+    }
 }
 
 impl Failure {

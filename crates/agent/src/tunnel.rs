@@ -8,9 +8,7 @@ use bytes::Bytes;
 use nowconnect_link::counters::Engine;
 use nowconnect_link::dial::WsUrl;
 use nowconnect_link::meter::Bounds;
-use nowconnect_link::session::{
-    self, Carrier, CarrierError, Link, LinkClosed, LinkConfig, LinkEvents, Peer,
-};
+use nowconnect_link::session::{self, Carrier, Link, LinkClosed, LinkConfig, LinkEvents, Peer};
 use nowconnect_link::stream::Stream;
 use nowconnect_link::tasks::Tasks;
 use nowconnect_link::upgrade::{self, Bearer, ClientRequest};
@@ -247,21 +245,8 @@ impl Tunnels {
 
 /// Says HELLO and waits for the answer.
 async fn introduce(carrier: &mut Carrier<Stream>, hello: &Hello) -> Result<HelloAck, Failure> {
-    carrier
-        .send(Frame::Hello(hello.encode()?.into()))
-        .await
-        .map_err(CarrierError::Io)?;
-    match carrier.receive().await {
-        Ok(Frame::HelloAck(body)) => Ok(HelloAck::decode(&body)?),
-        Ok(Frame::GoAway { reason, .. }) => Err(Failure::Refused(reason)),
-        Ok(other) => Err(Failure::Unexpected(other.name())),
-        Err(CarrierError::Closed(Some(word)))
-            if Reason::from_name(&word) != Reason::Unspecified =>
-        {
-            Err(Failure::Refused(Reason::from_name(&word)))
-        }
-        Err(error) => Err(error.into()),
-    }
+    let body = carrier.greet(hello.encode()?.into()).await?;
+    Ok(HelloAck::decode(&body)?)
 }
 
 /// What a link's driver tells us, on the link's own task.

@@ -27,7 +27,7 @@ use crate::endpoint::SocketFlow;
 use crate::meter::{Bounds, Meter};
 use crate::shards::Resident;
 
-pub use carrier::{Carrier, CarrierError};
+pub use carrier::{Carrier, CarrierError, GreetError};
 pub use driver::{LinkClosed, start};
 
 /// Most frames of the link itself that may wait: as many refusals as one read can bring OPENs, and

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use nowconnect_link::dial::{Dialer, ProxyRules, TcpOptions, WsUrl};
-use nowconnect_link::session::{Carrier, CarrierError};
+use nowconnect_link::session::Carrier;
 use nowconnect_link::stream::{Stream, TLS_WRITES, WsBytes};
 use nowconnect_link::upgrade::{self, ClientRequest, Upgraded};
 use nowconnect_link::wire::Wire;
 use nowconnect_link::ws::{Mask, Role};
+use nowconnect_proto::Reason;
 use nowconnect_proto::hello::Body;
 use nowconnect_proto::mesh_hello::MeshHello;
-use nowconnect_proto::{Frame, Reason};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -143,19 +143,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let hello = terms.hello(Some(url)).encode()?;
-    let sent = carrier.send(Frame::Hello(hello.into())).await;
-    sent.map_err(CarrierError::Io)?;
-    match carrier.receive().await {
-        Ok(Frame::HelloAck(body)) => Ok(MeshHello::decode(&body)?),
-        Ok(Frame::GoAway { reason, .. }) => Err(Failure::Refused(reason)),
-        Ok(other) => Err(Failure::Unexpected(other.name())),
-        Err(CarrierError::Closed(Some(word)))
-            if Reason::from_name(&word) != Reason::Unspecified =>
-        {
-            Err(Failure::Refused(Reason::from_name(&word)))
-        }
-        Err(error) => Err(error.into()),
-    }
+    let body = carrier.greet(hello.into()).await?;
+    Ok(MeshHello::decode(&body)?)
 }
 
 impl Way {

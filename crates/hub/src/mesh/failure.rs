@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use nowconnect_link::dial::DialError;
-use nowconnect_link::session::CarrierError;
+use nowconnect_link::session::{CarrierError, GreetError};
 use nowconnect_link::tls::CertificateFault;
 use nowconnect_link::upgrade::{ReplyError, UpgradeError};
 use nowconnect_proto::Reason;
@@ -51,6 +51,16 @@ pub(super) enum Failure {
         "it would be dialed by wss://, but ha.mesh.tls or the system's CA certificates are missing"
     )]
     NoTls,
+}
+
+impl From<GreetError> for Failure {
+    fn from(error: GreetError) -> Self {
+        match error {
+            GreetError::Refused(reason) => Self::Refused(reason),
+            GreetError::Unexpected(frame) => Self::Unexpected(frame),
+            GreetError::Carrier(error) => error.into(),
+        }
+    }
 }
 
 impl Failure {

@@ -55,6 +55,20 @@ pub enum CarrierError {
     Closed(Option<String>),
 }
 
+/// Why an introduction was not answered by one.
+#[derive(Debug, thiserror::Error)]
+pub enum GreetError {
+    /// The other side gave a reason.
+    #[error("refused: {0}")]
+    Refused(Reason),
+    /// Another frame came where the answer was due.
+    #[error("{0} where HELLO_ACK was due")]
+    Unexpected(&'static str),
+    /// There will be no more frames.
+    #[error(transparent)]
+    Carrier(#[from] CarrierError),
+}
+
 /// The WebSocket of one link.
 pub struct Carrier<S> {
     pub(super) io: S,
@@ -131,6 +145,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
     pub async fn send(&mut self, frame: Frame) -> io::Result<()> {
         self.queue(frame);
         self.flush().await
+    }
+
+    /// Says HELLO with `hello` as its body and waits for HELLO_ACK; returns that one's body. The caller
+    /// sets the deadline.
+    ///
+    /// # Errors
+    /// See [`GreetError`].
+    pub async fn greet(&mut self, hello: Bytes) -> Result<Bytes, GreetError> {
+        let sent = self.send(Frame::Hello(hello)).await;
+        sent.map_err(CarrierError::Io)?;
+        match self.receive().await {
+            Ok(Frame::HelloAck(body)) => Ok(body),
+            Ok(Frame::GoAway { reason, .. }) => Err(GreetError::Refused(reason)),
+            Ok(other) => Err(GreetError::Unexpected(other.name())),
+            Err(CarrierError::Closed(Some(word)))
+                if Reason::from_name(&word) != Reason::Unspecified =>
+            {
+                Err(GreetError::Refused(Reason::from_name(&word)))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Leaves one frame to whoever writes next: this carrier's [`send`](Self::send), or the driver
