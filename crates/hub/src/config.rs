@@ -229,11 +229,15 @@ pub struct ObservabilityConfig {
 pub struct PdpConfig {
     /// `http://` or `https://` address that is asked.
     pub url: Uri,
+    /// CA certificates, PEM, for `https://`; `None` = the system's.
+    pub ca_bundle: Option<PathBuf>,
+    /// File with the bearer token that it is shown.
+    pub token_file: Option<PathBuf>,
     /// Shape of question and answer.
     pub format: PdpFormat,
-    /// How long an allow is remembered.
+    /// How long an allow is remembered at most.
     pub cache_ttl: Duration,
-    /// How long an answer is waited for.
+    /// How long a decision may take, with the wait for a turn to ask.
     pub timeout: Duration,
     /// Whether no answer means allow.
     pub fail_open: bool,

@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use nowconnect_link::pool::{Pool, Share};
 use nowconnect_link::relayed::{Relayed, Side};
 use nowconnect_link::session::Link;
+use nowconnect_link::tasks::Tasks;
 use nowconnect_proto::frame::{Frame, Open, OpenMode};
 use nowconnect_proto::{FlowId, Reason};
 use parking_lot::Mutex;
@@ -19,20 +20,39 @@ use parking_lot::Mutex;
 use crate::config::{HaMode, HubConfig};
 use crate::mesh::Peer;
 use crate::metrics::Metrics;
+use crate::pdp::{Judged, Pdp, Pending, Question};
 use crate::policy::Policy;
 use crate::tunnels::{Session, Tunnels};
+
+/// Flows that came over one link and that policy has yet to decide about, at most. More are refused,
+/// so that a hub gone bad cannot pile up questions.
+const MOST_HELD: usize = 256;
 
 /// Passes flows of other hubs on to the agents of this one.
 pub struct Forward {
     tunnels: Arc<Tunnels>,
     policy: Arc<Policy>,
+    pdp: Arc<Pdp>,
     metrics: Arc<Metrics>,
+    tasks: Tasks,
     mode: AtomicU8,
     most_flows: AtomicUsize,
     /// Bytes that may wait here in each direction of a link.
     most_bytes: AtomicU64,
     rooms: Mutex<Vec<Rooms>>,
     flows: Arc<AtomicUsize>,
+}
+
+/// What it goes by.
+pub struct Parts {
+    /// The agents of this hub.
+    pub tunnels: Arc<Tunnels>,
+    /// Who may connect.
+    pub policy: Arc<Policy>,
+    /// Who decides about each flow.
+    pub pdp: Arc<Pdp>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// What flows that came over one link may have waiting here.
@@ -43,6 +63,8 @@ struct Rooms {
     /// Towards agents.
     onward: Arc<Pool>,
     agents: HashMap<Arc<str>, Weak<Share>>,
+    /// Flows that are not decided about.
+    held: Arc<AtomicUsize>,
 }
 
 impl Rooms {
@@ -52,6 +74,7 @@ impl Rooms {
             back: Share::new(&Pool::new(limit)),
             onward: Pool::new(limit),
             agents: HashMap::new(),
+            held: Arc::default(),
         }
     }
 
@@ -66,8 +89,20 @@ impl Rooms {
     }
 }
 
-/// A flow's place in the count.
+/// A flow's place in a count.
 struct Ticket(Arc<AtomicUsize>);
+
+impl Ticket {
+    /// A place, unless `most` are taken.
+    fn take(count: &Arc<AtomicUsize>, most: usize) -> Result<Self, Reason> {
+        let before = count.fetch_add(1, Ordering::Relaxed);
+        let ticket = Self(count.clone());
+        if before >= most {
+            return Err(Reason::Limit);
+        }
+        Ok(ticket)
+    }
+}
 
 impl Drop for Ticket {
     fn drop(&mut self) {
@@ -77,16 +112,19 @@ impl Drop for Ticket {
 
 impl Forward {
     /// Nothing is passed on yet.
-    pub fn new(
-        config: &HubConfig,
-        tunnels: Arc<Tunnels>,
-        policy: Arc<Policy>,
-        metrics: Arc<Metrics>,
-    ) -> Arc<Self> {
+    pub fn new(config: &HubConfig, parts: Parts, tasks: Tasks) -> Arc<Self> {
+        let Parts {
+            tunnels,
+            policy,
+            pdp,
+            metrics,
+        } = parts;
         let forward = Arc::new(Self {
             tunnels,
             policy,
+            pdp,
             metrics,
+            tasks,
             mode: AtomicU8::default(),
             most_flows: AtomicUsize::default(),
             most_bytes: AtomicU64::default(),
@@ -117,7 +155,7 @@ impl Forward {
             return link.close(Reason::ProtocolError);
         }
         let (mode, cid) = (open.mode, open.cid);
-        let Err(reason) = self.pass_on(link, peer.first_window, id, open) else {
+        let Err(reason) = self.pass_on(link, peer, id, open) else {
             return;
         };
         tracing::debug!(event = "flow_refused", %cid, hub = %peer.hub, %reason);
@@ -134,13 +172,7 @@ impl Forward {
         }
     }
 
-    fn pass_on(
-        &self,
-        link: &Arc<Link>,
-        first_window: u32,
-        id: FlowId,
-        open: Open,
-    ) -> Result<(), Reason> {
+    fn pass_on(&self, link: &Arc<Link>, peer: &Peer, id: FlowId, open: Open) -> Result<(), Reason> {
         // Running flows may go on when the mode is not active any more.
         let active = self.mode.load(Ordering::Relaxed) == HaMode::Active as u8;
         if !active && open.mode != OpenMode::Resume {
@@ -150,8 +182,15 @@ impl Forward {
         if client.is_some_and(|client| !self.policy.allows_anywhere(client.ip())) {
             return Err(Reason::Denied);
         }
-        for session in self.sessions(&open)? {
-            let ticket = self.ticket()?;
+        let sessions = self.sessions(&open)?;
+        let pending = self.judge(link, peer, &open, client)?;
+        let begin = match pending {
+            Some(_) => Relayed::hold,
+            None => Relayed::start,
+        };
+        for session in sessions {
+            let most = self.most_flows.load(Ordering::Relaxed);
+            let ticket = Box::new(Ticket::take(&self.flows, most)?);
             let (back, onward) = self.rooms(link, &session.agent_id);
             let origin = Side {
                 link: link.clone(),
@@ -161,15 +200,74 @@ impl Forward {
                 link: session.link().clone(),
                 share: onward,
             };
-            let (epoch, open) = (session.epoch(), open.clone());
-            match Relayed::start(origin, id, open, target, epoch, first_window, ticket) {
-                Ok(_) => return Ok(()),
+            let (epoch, first, copy) = (session.epoch(), peer.first_window, open.clone());
+            match begin(origin, id, copy, target, epoch, first, ticket) {
+                Ok(relayed) => {
+                    if let Some((pending, held)) = pending {
+                        self.await_decision(relayed, pending, held, open.mode);
+                    }
+                    return Ok(());
+                }
                 // The tunnel has just ended; there may be another.
                 Err(_) if !link.is_closed() => {}
                 Err(reason) => return Err(reason),
             }
         }
         Err(Reason::NoAgent)
+    }
+
+    /// Sees whether the flow may go to the agent that `open` names; returns what is to be waited for.
+    /// A flow that the agent has answered was judged when it was new.
+    fn judge(
+        &self,
+        link: &Arc<Link>,
+        peer: &Peer,
+        open: &Open,
+        client: Option<SocketAddr>,
+    ) -> Result<Option<(Pending, Ticket)>, Reason> {
+        if open.mode == OpenMode::Resume {
+            return Ok(None);
+        }
+        let question = Question {
+            agent_id: open.agent.as_str().into(),
+            connector: open.connector.as_str().into(),
+            client: client.map(|client| client.ip().to_canonical()),
+            listener: open.listener.as_str().into(),
+            origin: Some(peer.hub.clone()),
+        };
+        if self.pdp.known(&question).is_some() {
+            return Ok(None);
+        }
+        // First the place, then the question.
+        let held = self.hold(link)?;
+        Ok(match self.pdp.judge(&question) {
+            Judged::Pass(_) => None,
+            Judged::Asked(pending) => Some((pending, held)),
+        })
+    }
+
+    /// What the origin sends behind its OPEN waits here until there is a decision.
+    fn await_decision(
+        &self,
+        relayed: Arc<Relayed>,
+        pending: Pending,
+        held: Ticket,
+        mode: OpenMode,
+    ) {
+        let decided = async move {
+            let decision = pending.decision().await;
+            drop(held);
+            match (decision, mode) {
+                (Ok(_), _) => relayed.release(),
+                (Err(_), OpenMode::New) => relayed.refuse(Reason::PdpDenied),
+                // It may run at the agent all the same, so no other may have it.
+                (Err(_), _) => relayed.refuse(Reason::Denied),
+            }
+        };
+        let stop = self.tasks.token();
+        let work = stop.run_until_cancelled_owned(decided);
+        self.tasks
+            .spawn_on(self.pdp.runtime(), "pdp_decision", work);
     }
 
     /// The tunnels of the agent that `open` names, the least loaded first. One that is leaving is
@@ -192,17 +290,19 @@ impl Forward {
         Ok(sessions)
     }
 
-    fn ticket(&self) -> Result<Box<dyn Send>, Reason> {
-        let before = self.flows.fetch_add(1, Ordering::Relaxed);
-        let ticket = Ticket(self.flows.clone());
-        if before >= self.most_flows.load(Ordering::Relaxed) {
-            return Err(Reason::Limit);
-        }
-        Ok(Box::new(ticket))
+    /// A place among the flows of `link` that are not decided about.
+    fn hold(&self, link: &Arc<Link>) -> Result<Ticket, Reason> {
+        let mut rooms = self.rooms.lock();
+        Ticket::take(&self.rooms_of(&mut rooms, link).held, MOST_HELD)
     }
 
     fn rooms(&self, link: &Arc<Link>, agent_id: &Arc<str>) -> (Arc<Share>, Arc<Share>) {
         let mut rooms = self.rooms.lock();
+        let rooms = self.rooms_of(&mut rooms, link);
+        (rooms.back.clone(), rooms.towards(agent_id))
+    }
+
+    fn rooms_of<'a>(&self, rooms: &'a mut Vec<Rooms>, link: &Arc<Link>) -> &'a mut Rooms {
         let known = |rooms: &Rooms| std::ptr::eq(rooms.link.as_ptr(), Arc::as_ptr(link));
         let at = rooms.iter().position(known).unwrap_or_else(|| {
             rooms.retain(|rooms| rooms.link.strong_count() > 0);
@@ -210,8 +310,7 @@ impl Forward {
             rooms.push(Rooms::new(link, limit));
             rooms.len() - 1
         });
-        let rooms = &mut rooms[at];
-        (rooms.back.clone(), rooms.towards(agent_id))
+        &mut rooms[at]
     }
 }
 

@@ -23,10 +23,11 @@ use tokio::time::timeout;
 
 use crate::admin::{Admin, Order, Orders, Scope, Token, TokenError};
 use crate::config::{AdminConfig, FapiMode, HubConfig, ListenerConfig};
-use crate::forward::Forward;
+use crate::forward::{self, Forward};
 use crate::listener::{self, BindError, Listener};
 use crate::mesh::{self, Mesh, MeshError, MeshEvents};
 use crate::metrics::Metrics;
+use crate::pdp::{Pdp, PdpError};
 use crate::policy::{Door, Policy};
 use crate::registry::{Registry, StoreConfig};
 use crate::router::{self, Router};
@@ -60,6 +61,9 @@ pub enum HubError {
     /// The token of the admin API.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// The policy decision point.
+    #[error(transparent)]
+    Pdp(#[from] PdpError),
     /// A key asks for a check that this version cannot make; going on without would be less secure.
     #[error(
         "{0} asks for a check that this version cannot make; it does not run without: remove the key"
@@ -95,6 +99,7 @@ pub struct Hub {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     policy: Arc<Policy>,
+    pdp: Arc<Pdp>,
     registry: Arc<Registry>,
     mesh: Arc<Mesh>,
     mesh_port: MeshPort,
@@ -180,6 +185,7 @@ impl Hub {
         let tls = PortTls::load(&config)?;
         let mesh_config = mesh::Prepared::load(&config)?;
         let token = token(&config.admin)?;
+        let decisions = Pdp::prepare(&config)?;
         let tasks = Tasks::new();
         let keys = KeyKeeper::new(&config.security, tasks.clone())?;
 
@@ -191,7 +197,9 @@ impl Hub {
             &config.security,
             metrics.clone(),
         );
-        let hub = config.ha.replica_id.as_str().into();
+        let hub: Arc<str> = config.ha.replica_id.as_str().into();
+        let pdp = Pdp::new(hub.clone(), metrics.clone(), tasks.clone());
+        pdp.commit(decisions);
         let registry = Registry::new(hub, metrics.clone(), tasks.clone());
         let tunnels = Tunnels::new(
             &config,
@@ -212,11 +220,18 @@ impl Hub {
             tunnels: tunnels.clone(),
             registry: registry.clone(),
             mesh: mesh.clone(),
+            pdp: pdp.clone(),
             engine: engine.clone(),
             metrics: metrics.clone(),
         };
         let router = Router::new(parts, config.ha.mode, tasks.clone());
-        let forward = Forward::new(&config, tunnels.clone(), policy.clone(), metrics.clone());
+        let parts = forward::Parts {
+            tunnels: tunnels.clone(),
+            policy: policy.clone(),
+            pdp: pdp.clone(),
+            metrics: metrics.clone(),
+        };
+        let forward = Forward::new(&config, parts, tasks.clone());
         let crossings = Crossings::new(&router, forward.clone());
         let events: Arc<dyn MeshEvents> = crossings.clone();
         mesh.set_events(Arc::downgrade(&events));
@@ -242,6 +257,7 @@ impl Hub {
             metrics,
             health,
             policy,
+            pdp,
             registry,
             mesh,
             mesh_port,
@@ -443,9 +459,6 @@ impl Hub {
 pub fn refuse_unavailable(config: &HubConfig) -> Result<(), HubError> {
     if config.security.fapi_mode == FapiMode::Dpop {
         return Err(HubError::Unavailable("security.fapi_mode: 2"));
-    }
-    if config.pdp.is_some() {
-        return Err(HubError::Unavailable("pdp.url"));
     }
     Ok(())
 }

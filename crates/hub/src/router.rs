@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::config::HaMode;
 use crate::mesh::Mesh;
 use crate::metrics::{ListenerError, Metrics};
+use crate::pdp::Pdp;
 use crate::policy::{Door, Permit, Policy};
 use crate::registry::Registry;
 use crate::tunnels::{Session, Tunnels};
@@ -32,6 +33,7 @@ use paths::{Path, Paths};
 pub struct Router {
     paths: Paths,
     orphans: Orphans,
+    pdp: Arc<Pdp>,
     engine: Arc<Engine>,
     metrics: Arc<Metrics>,
     tasks: Tasks,
@@ -55,6 +57,8 @@ pub struct Parts {
     pub registry: Arc<Registry>,
     /// The links to other hubs.
     pub mesh: Arc<Mesh>,
+    /// Who decides about each flow.
+    pub pdp: Arc<Pdp>,
     /// What all flows share.
     pub engine: Arc<Engine>,
     /// What is counted.
@@ -77,12 +81,14 @@ impl Router {
             tunnels,
             registry,
             mesh,
+            pdp,
             engine,
             metrics,
         } = parts;
         let router = Arc::new(Self {
             paths: Paths::new(tunnels.clone(), registry, mesh, mode),
             orphans: Orphans::default(),
+            pdp,
             engine,
             metrics,
             tasks,
@@ -209,7 +215,7 @@ impl Router {
     /// answered. Called about once a second.
     pub fn sweep(&self, grace: Duration) {
         // First: what goes on from here is not without a path for a moment.
-        self.end(|Entry { flow, client }| flow.overdue(grace, client.idle_limit()));
+        self.end(|Entry { flow, client }| client.overdue(flow, grace));
         let waiting = |entry: &Entry| entry.flow.detached_ms().is_some();
         for Entry { flow, client } in self.flows().into_iter().filter(waiting) {
             client.reconsider(&flow);

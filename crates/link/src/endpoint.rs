@@ -224,10 +224,9 @@ impl SocketFlow {
             return (since(then) >= grace).then_some(Reason::ResumeExpired);
         }
         let unread = state.detached_ms.is_some() || state.flow.room() == 0;
-        let is_reset = |socket: &TcpStream| !matches!(socket.take_error(), Ok(None));
         if state.detached_ms.is_some_and(|then| since(then) >= grace) {
             Some(Reason::ResumeExpired)
-        } else if unread && state.socket.as_ref().is_some_and(is_reset) {
+        } else if unread && state.is_reset() {
             Some(Reason::SocketReset)
         } else if state.detached_ms.is_none()
             && idle.is_some_and(|idle| since(self.active_ms()) >= idle)
@@ -236,6 +235,13 @@ impl SocketFlow {
         } else {
             None
         }
+    }
+
+    /// Whether its socket was reset. True once: then the flow should be ended. For one that nobody
+    /// reads.
+    #[must_use]
+    pub fn was_reset(&self) -> bool {
+        self.state.lock().is_reset()
     }
 
     /// Bytes it holds in memory.

@@ -3,6 +3,9 @@
 //! Like a [`SocketFlow`](crate::endpoint::SocketFlow) it has no task. The drivers of its two links
 //! hand it frames and give it turns, and each wakes the other. It belongs to these two links: when
 //! one is gone it is over, and the flow's ends find another path.
+//!
+//! A flow that is [held](Relayed::hold) is only on the origin's link until somebody has decided about
+//! it. What the origin sends in the meantime waits in its relay, within the bounds that hold anyhow.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,6 +48,8 @@ struct State {
     touched: [bool; 2],
     /// Bytes that the shares know of.
     charged: [u64; 2],
+    /// Nobody has decided yet whether the target's end is to hear of the flow.
+    held: bool,
     closed: bool,
     /// Whatever lasts as long as the flow is passed on.
     ticket: Option<Box<dyn Send>>,
@@ -68,6 +73,34 @@ impl Relayed {
     /// One of the links is closed, used up its numbers, or has the number in use. Nothing was
     /// passed on.
     pub fn start(
+        origin: Side,
+        id: FlowId,
+        open: Open,
+        target: Side,
+        epoch: u64,
+        first_window: u32,
+        ticket: Box<dyn Send>,
+    ) -> Result<Arc<Self>, Reason> {
+        let relayed = Self::hold(origin, id, open, target, epoch, first_window, ticket)?;
+        let entered = relayed.enter(Face::Target);
+        if entered.is_err() {
+            relayed.state.lock().closed = true;
+        }
+        // One link may have ended while the other took the flow.
+        if relayed.state.lock().closed {
+            relayed.leave();
+            return Err(entered.err().unwrap_or(Reason::ConnectionLost));
+        }
+        relayed.let_go();
+        Ok(relayed)
+    }
+
+    /// The same for a flow that is not decided about: [`Relayed::release`] or [`Relayed::refuse`]
+    /// follows.
+    ///
+    /// # Errors
+    /// As [`Relayed::start`].
+    pub fn hold(
         origin: Side,
         id: FlowId,
         mut open: Open,
@@ -96,6 +129,7 @@ impl Relayed {
                 turns: [(false, 0); 2],
                 touched: [false; 2],
                 charged: [0; 2],
+                held: true,
                 closed: false,
                 ticket: Some(ticket),
             }),
@@ -104,16 +138,44 @@ impl Relayed {
             return Err(Reason::ProtocolError);
         }
         relayed.enter(Face::Origin)?;
-        let entered = relayed.enter(Face::Target);
-        if entered.is_err() {
-            relayed.state.lock().closed = true;
-        }
-        // One link may have ended while the other took the flow.
-        if relayed.state.lock().closed {
-            relayed.leave();
-            return Err(entered.err().unwrap_or(Reason::ConnectionLost));
-        }
         Ok(relayed)
+    }
+
+    /// Passes a held flow on, unless it is over by now. When the target's link has ended meanwhile,
+    /// the origin finds another path.
+    pub fn release(self: &Arc<Self>) {
+        if self.is_over() {
+            return;
+        }
+        if self.enter(Face::Target).is_err() {
+            return self.path_lost(Face::Target, true);
+        }
+        self.let_go();
+        // It may have ended while it entered.
+        if self.is_over() {
+            self.leave();
+        }
+    }
+
+    /// Does not pass a held flow on: answers its OPEN with `reason`. One that has ended meanwhile goes
+    /// on, to tell the target's end if that may know it.
+    pub fn refuse(self: &Arc<Self>, reason: Reason) {
+        let mut refused = false;
+        self.change(|relay| refused = relay.refuse(reason));
+        if !refused {
+            self.release();
+        }
+    }
+
+    /// Whether nothing is passed on any more: the origin gave up, or its link is gone.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.state.lock().closed
+    }
+
+    fn let_go(self: &Arc<Self>) {
+        self.state.lock().held = false;
+        self.change(|_| ());
     }
 
     fn enter(self: &Arc<Self>, face: Face) -> Result<(), Reason> {
@@ -192,6 +254,9 @@ impl Relayed {
     /// stands if it is to wait for a turn now.
     pub(crate) fn turn_in(self: &Arc<Self>, face: Face, put: &mut dyn FnMut(Frame)) -> Option<u64> {
         let mut state = self.state.lock();
+        if state.is_held(face) {
+            return None;
+        }
         self.put_frames(&mut state, face, 0, usize::MAX, put);
         let (waiting, mark) = &mut state.turns[index(face)];
         let (was_waiting, mark) = (*waiting, *mark);
@@ -211,7 +276,7 @@ impl Relayed {
         put: &mut dyn FnMut(Frame),
     ) -> Option<u64> {
         let mut state = self.state.lock();
-        if state.closed {
+        if state.closed || state.is_held(face) {
             return None;
         }
         let max_payload = self.leg(face).link.peer().max_payload;
@@ -260,37 +325,29 @@ impl Relayed {
 
     /// The link behind `face` is gone; `resumable` tells whether its flows outlive it.
     pub(crate) fn path_lost(self: &Arc<Self>, face: Face, resumable: bool) {
-        let wanted = {
-            let mut state = self.state.lock();
+        self.change(|relay| {
             if resumable {
-                state.relay.lost(face, Reason::ConnectionLost);
+                relay.lost(face, Reason::ConnectionLost);
             } else {
-                state.relay.broken(face, Reason::WsBroken);
+                relay.broken(face, Reason::WsBroken);
             }
-            self.charge(&mut state);
-            self.wanted(&state)
-        };
-        self.wake(wanted);
-        self.finish_if_over();
+        });
     }
 
     /// Takes the flow off this hub: both ends find another path.
     pub fn detach(self: &Arc<Self>, reason: Reason) {
-        let wanted = {
-            let mut state = self.state.lock();
-            state.relay.shed(reason);
-            self.charge(&mut state);
-            self.wanted(&state)
-        };
-        self.wake(wanted);
-        self.finish_if_over();
+        self.change(|relay| relay.shed(reason));
     }
 
     /// Ends the flow for both ends.
     pub fn abort(self: &Arc<Self>, reason: Reason) {
+        self.change(|relay| relay.abort(reason));
+    }
+
+    fn change(self: &Arc<Self>, with: impl FnOnce(&mut Relay)) {
         let wanted = {
             let mut state = self.state.lock();
-            state.relay.abort(reason);
+            with(&mut state.relay);
             self.charge(&mut state);
             self.wanted(&state)
         };
@@ -300,6 +357,9 @@ impl Relayed {
 
     fn wanted(&self, state: &State) -> [bool; 2] {
         [Face::Origin, Face::Target].map(|face| {
+            if state.is_held(face) {
+                return false;
+            }
             let room = self.leg(face.other()).share.room();
             state.relay.has_frame(face, room)
         })
@@ -340,6 +400,13 @@ impl Relayed {
         for leg in &self.legs {
             leg.link.forget(leg.id, self.address());
         }
+    }
+}
+
+impl State {
+    /// Whether nothing may leave through `face` yet.
+    fn is_held(&self, face: Face) -> bool {
+        self.held && face == Face::Target
     }
 }
 

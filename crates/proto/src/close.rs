@@ -70,6 +70,8 @@ reasons! {
     NotActive = 24, "not_active";
     /// A bound of the link between two hubs was reached.
     Backpressure = 25, "backpressure";
+    /// The policy decision point of the hub in between said no, or nothing.
+    PdpDenied = 26, "pdp_denied";
 
     /// The socket of the sending end was reset or failed.
     SocketReset = 32, "socket_reset";
@@ -147,6 +149,7 @@ impl Reason {
                 | Self::NoAgent
                 | Self::NotActive
                 | Self::Backpressure
+                | Self::PdpDenied
                 | Self::Draining
                 | Self::StaleEpoch
         )

@@ -9,6 +9,10 @@
 //!
 //! When one of the links is lost, the other end hears DETACH and waits for another path; the relay
 //! is over then and keeps nothing.
+//!
+//! A hub that has yet to decide about a flow makes its relay at once and asks for no frame towards
+//! the target: what the origin sends behind its OPEN waits within the first window. Then it either
+//! goes on or [refuses](Relay::refuse), and the target's end never hears of the flow.
 
 use bytes::Bytes;
 
@@ -271,6 +275,20 @@ impl Relay {
         if !settled && self.outboxes[index(face.other())].farewell.is_none() {
             self.end(face.other(), farewell);
         }
+    }
+
+    /// Does not take the flow, whose OPEN was not passed on yet: answers it instead. False, and
+    /// nothing changes, when the flow has ended meanwhile: all that may be left is to tell the
+    /// target's end, which may know it from an earlier path.
+    #[must_use]
+    pub fn refuse(&mut self, reason: Reason) -> bool {
+        if self.ended {
+            return false;
+        }
+        self.silent = [true; 2];
+        self.outboxes[index(Face::Target)] = Outbox::default();
+        self.end(Face::Origin, Farewell::Refuse(reason));
+        true
     }
 
     /// Resets the flow towards both ends: one of them broke a rule.

@@ -28,6 +28,7 @@ pub mod log;
 pub mod metrics;
 pub mod nginx;
 pub mod pattern;
+pub mod pdp;
 pub mod ports;
 pub mod postgres;
 pub mod process;

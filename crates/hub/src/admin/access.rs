@@ -6,9 +6,8 @@
 //! configured nobody gets in without.
 
 use std::fmt;
-use std::io::Read as _;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use http::header::{AUTHORIZATION, CONNECTION, HOST, ORIGIN, WWW_AUTHENTICATE};
 use http::uri::Authority;
@@ -16,32 +15,13 @@ use http::{HeaderValue, Request, StatusCode};
 use nowconnect_settings::Secret;
 
 use crate::server::{Answer, answer};
+use crate::token_file;
 
-/// Bytes of the longest token file that is read.
-const MAX_TOKEN_BYTES: u64 = 4096;
+pub use crate::token_file::TokenFileError as TokenError;
 
 /// The bearer token that opens the admin API.
 #[derive(Debug)]
 pub struct Token(Secret);
-
-/// Why there is no token.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenError {
-    /// The file cannot be read.
-    #[error("admin.token_file: cannot read {}: {source}", path.display())]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// The file holds something else.
-    #[error(
-        "admin.token_file: {} must hold one token, up to 4096 printable characters without spaces",
-        .0.display()
-    )]
-    Content(PathBuf),
-}
 
 impl Token {
     /// Reads a token; white space around it does not count. Blocks on file I/O.
@@ -49,19 +29,7 @@ impl Token {
     /// # Errors
     /// The file cannot be read, or does not hold one token.
     pub fn load(path: &Path) -> Result<Self, TokenError> {
-        let mut text = String::new();
-        std::fs::File::open(path)
-            .and_then(|file| file.take(MAX_TOKEN_BYTES + 1).read_to_string(&mut text))
-            .map_err(|source| TokenError::Read {
-                path: path.to_owned(),
-                source,
-            })?;
-        let token = text.trim();
-        let fits = !token.is_empty() && text.len() as u64 <= MAX_TOKEN_BYTES;
-        if !fits || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(TokenError::Content(path.to_owned()));
-        }
-        Ok(Self(Secret::new(token)))
+        token_file::load("admin.token_file", path).map(Self)
     }
 
     /// Compares without telling by its duration where the first difference is.

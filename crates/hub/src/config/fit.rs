@@ -10,7 +10,7 @@ use nowconnect_settings::{Secret, Shown, Table, Value};
 
 use super::redis_url::Target;
 
-use super::{FapiMode, HaMode, HubConfig, JwksSource, MeshConfig};
+use super::{FapiMode, HaMode, HubConfig, JwksSource, MeshConfig, PdpConfig};
 
 /// A flow that moves needs at least a small frame each way; less would starve it.
 const MIN_FLOW_MEMORY: usize = 8 * 1024;
@@ -114,6 +114,22 @@ pub(crate) fn check_mesh(t: &mut Table<'_>, mesh: &MeshConfig) {
         if mesh.peers[..i].contains(peer) {
             t.problem("peers", format!("{peer} is listed twice"), "remove one");
         }
+    }
+}
+
+/// Checks of `pdp` when there is one.
+pub(crate) fn check_pdp(t: &mut Table<'_>, pdp: &PdpConfig) {
+    let is_https = pdp.url.scheme_str() == Some("https");
+    if !is_https && !is_local(&pdp.url) {
+        let message = "whoever is on the path can replace these decisions";
+        t.warning("url", message, "use https://");
+    }
+    if !is_https && pdp.ca_bundle.is_some() {
+        t.warning("ca_bundle", "has no effect: url is not https://", "");
+    }
+    if pdp.fail_open {
+        let message = "while the decision point does not answer, everything is allowed";
+        t.warning("fail_open", message, "");
     }
 }
 

@@ -7,6 +7,7 @@ use super::{Hub, HubError, bind_all, refuse_unavailable, token};
 use crate::config::{Change, HaConfig, HubConfig};
 use crate::listener::{self, Listener};
 use crate::mesh;
+use crate::pdp::Pdp;
 use crate::registry::StoreConfig;
 
 impl Hub {
@@ -51,6 +52,7 @@ impl Hub {
         let bound = bind_all(&change.listeners_added, &self.metrics)?;
         let token = token(&new.admin)?;
         let keys = self.keys.prepare(&new.security)?;
+        let decisions = Pdp::prepare(new)?;
         let flows = new.limits.max_conn_total;
         let reserved = self.engine.budget.reserve(flows);
         reserved.map_err(|most| HubError::Memory(most, flows))?;
@@ -63,6 +65,7 @@ impl Hub {
         }
         self.keys.commit(keys);
         self.policy.set_rules(new);
+        self.pdp.commit(decisions);
         self.tunnels
             .set_rules(new, self.keys.verifier(&new.security));
         self.admin.set_rules(new, token);

@@ -1,16 +1,16 @@
 //! The keys that agents' tokens are checked with, across reloads.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use nowconnect_link::tasks::Tasks;
-use nowconnect_link::tls::{ClientFiles, LiveClientConfig, Roots, TlsError};
+use nowconnect_link::tls::TlsError;
 use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use tokio_util::sync::DropGuard;
 
 use crate::auth::{Keys, Rules, Timing, Verifier};
 use crate::config::{JwksSource, SecurityConfig};
+use crate::web_client;
 
 /// Keeps one key cache running, and the same one for as long as its source stays.
 pub(super) struct KeyKeeper {
@@ -81,31 +81,9 @@ fn run(keys: Arc<Keys>, tasks: &Tasks) -> Running {
 
 /// Which servers may deliver the keys.
 fn trust(config: &SecurityConfig) -> Result<ClientConfig, TlsError> {
-    match &config.jwks {
-        Some(JwksSource::Url(url)) if url.scheme_str() == Some("https") => {
-            some_trust(config.jwks_ca.as_deref())
-        }
-        // A machine without a certificate store can still use a file.
-        _ => no_trust(),
-    }
-}
-
-fn some_trust(bundle: Option<&Path>) -> Result<ClientConfig, TlsError> {
-    let files = ClientFiles {
-        roots: bundle.map_or(Roots::System, |bundle| Roots::Only(bundle.to_owned())),
-        identity: None,
+    let https = match &config.jwks {
+        Some(JwksSource::Url(url)) => url.scheme_str() == Some("https"),
+        _ => false,
     };
-    Ok(ClientConfig::clone(
-        &LiveClientConfig::load(files)?.current(),
-    ))
-}
-
-fn no_trust() -> Result<ClientConfig, TlsError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| TlsError::Config(error.to_string()))?;
-    Ok(builder
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth())
+    web_client::trust(https, config.jwks_ca.as_deref())
 }

@@ -12,9 +12,10 @@ use tokio::net::TcpStream;
 
 use super::orphans::Holder;
 use super::paths::{Load, Path, Place, Tried};
-use super::{Router, end_flow};
+use super::{Entry, Router, end_flow};
 use crate::config::HaMode;
 use crate::metrics::ListenerError;
+use crate::pdp::{Judged, Pass, Pending, Question, Refused};
 use crate::policy::Permit;
 
 /// What the hub knows about a flow. It holds the client's place in the limits until the flow ends.
@@ -38,6 +39,10 @@ struct Route {
     _load: Option<Load>,
     /// Paths that did not work.
     tried: Vec<Tried>,
+    /// The agent that policy lets it go to, and on what grounds.
+    cleared: Option<(Arc<str>, Pass)>,
+    /// A decision of policy is waited for.
+    judged: bool,
     /// The list of a hub was read anew because of this flow.
     sought: bool,
     crossed: bool,
@@ -88,9 +93,13 @@ impl ClientFlow {
         self.opened.load(Ordering::Relaxed)
     }
 
-    /// How long the flow may be idle; `None` = for ever.
-    pub(super) fn idle_limit(&self) -> Option<Duration> {
-        self.permit.door().config().idle_timeout
+    /// Why the flow should be ended now, if it should. While a decision is waited for, which has a
+    /// deadline of its own, only the client can end it.
+    pub(super) fn overdue(&self, flow: &SocketFlow, grace: Duration) -> Option<Reason> {
+        if self.route.lock().judged {
+            return flow.was_reset().then_some(Reason::SocketReset);
+        }
+        flow.overdue(grace, self.permit.door().config().idle_timeout)
     }
 
     /// The epoch under which the flow was last offered.
@@ -103,10 +112,20 @@ impl ClientFlow {
         self.route.lock().place.clone()
     }
 
-    /// Offers the flow over `path`, or over others when that one has just ended.
+    /// On what grounds policy lets the flow go to the agent that it went to.
+    pub fn pass(&self) -> Option<Pass> {
+        let route = self.route.lock();
+        route.cleared.as_ref().map(|(_, pass)| *pass)
+    }
+
+    /// Offers the flow over `path`, if policy allows it, or over others when that one has just ended.
     pub(super) fn offer(&self, flow: &Arc<SocketFlow>, path: Path) -> bool {
         let mut next = Some(path);
         while let Some(path) = next {
+            if let Some(pending) = self.judge(&path) {
+                self.await_decision(path, pending);
+                return true;
+            }
             self.take(&path);
             match path.attach(flow) {
                 Ok(()) => return true,
@@ -121,6 +140,88 @@ impl ClientFlow {
         }
         self.turn_away(flow, ListenerError::NoAgent, Reason::NoAgent);
         false
+    }
+
+    /// Sees whether the flow may go to the agent of `path`; returns what is to be waited for. Over
+    /// another path to the same agent nobody is asked again.
+    fn judge(&self, path: &Path) -> Option<Pending> {
+        let agent_id = path.holder().agent_id;
+        let mut route = self.route.lock();
+        let is_cleared = |(cleared, _): &(Arc<str>, Pass)| *cleared == agent_id;
+        if route.cleared.as_ref().is_some_and(is_cleared) {
+            return None;
+        }
+        match self.router.pdp.judge(&self.question(&agent_id)) {
+            Judged::Pass(pass) => {
+                route.cleared = Some((agent_id, pass));
+                None
+            }
+            Judged::Asked(pending) => {
+                route.judged = true;
+                Some(pending)
+            }
+        }
+    }
+
+    fn question(&self, agent_id: &Arc<str>) -> Question {
+        let door = self.permit.door();
+        Question {
+            agent_id: agent_id.clone(),
+            connector: door.connector.clone(),
+            client: Some(self.permit.client().ip()),
+            listener: door.name.clone(),
+            origin: None,
+        }
+    }
+
+    /// The client waits, unread, and nobody else has heard of it.
+    fn await_decision(&self, path: Path, pending: Pending) {
+        // What is not listed any more is over.
+        let Some(Entry { flow, client }) = self.router.entry(self.cid) else {
+            return;
+        };
+        let tasks = &self.router.tasks;
+        let decided = async move {
+            let decision = pending.decision().await;
+            client.decided(&flow, path, decision);
+        };
+        let stop = tasks.token();
+        let work = stop.run_until_cancelled_owned(decided);
+        tasks.spawn_on(self.router.pdp.runtime(), "pdp_decision", work);
+    }
+
+    fn decided(&self, flow: &Arc<SocketFlow>, path: Path, decision: Result<Pass, Refused>) {
+        let agent_id = path.holder().agent_id;
+        {
+            let mut route = self.route.lock();
+            route.judged = false;
+            match decision {
+                Ok(pass) => route.cleared = Some((agent_id, pass)),
+                Err(_) => route.tried.push(Tried { agent_id, at: None }),
+            }
+        }
+        if flow.has_ended() {
+            return;
+        }
+        if flow.was_reset() {
+            return end_flow(flow, Reason::SocketReset);
+        }
+        let next = match decision {
+            // The mode may have changed in the meantime.
+            Ok(_) if path.place().is_none() || self.may_cross() => Some(path),
+            Ok(_) | Err(Refused::Denied) => self.choose(),
+            // Others would wait for the same silence.
+            Err(Refused::Failed) => None,
+        };
+        match next {
+            Some(path) => {
+                self.offer(flow, path);
+            }
+            None if decision.is_ok() => {
+                self.turn_away(flow, ListenerError::NoAgent, Reason::NoAgent);
+            }
+            None => self.turn_away(flow, ListenerError::PdpDenied, Reason::PdpDenied),
+        }
     }
 
     /// Whether the flow may go over another hub: where that is the mode, or it has done so before.
@@ -260,6 +361,7 @@ impl FlowEvents for ClientFlow {
             client = %self.permit.client(),
             agent_id = holder.as_ref().map(|holder| &*holder.agent_id),
             hub = self.place().as_deref(),
+            pdp = self.pass().and_then(Pass::as_str),
             open_ms = waited.as_millis() as u64,
         );
     }
@@ -285,9 +387,11 @@ impl FlowEvents for ClientFlow {
             Some(path) => self.offer(flow, path),
             None if reason == Reason::StaleEpoch && self.seek(flow) => true,
             None => {
-                self.permit
-                    .door()
-                    .turn_away(self.permit.client(), ListenerError::Refused);
+                let why = match reason {
+                    Reason::PdpDenied => ListenerError::PdpDenied,
+                    _ => ListenerError::Refused,
+                };
+                self.permit.door().turn_away(self.permit.client(), why);
                 false
             }
         }
@@ -322,6 +426,7 @@ impl FlowEvents for ClientFlow {
             client = %self.permit.client(),
             agent_id = holder.as_ref().map(|holder| &*holder.agent_id),
             hub = self.place().as_deref(),
+            pdp = self.pass().and_then(Pass::as_str),
             bytes_c2a = summary.bytes_c2a,
             bytes_a2c = summary.bytes_a2c,
             duration_ms = summary.duration_ms,

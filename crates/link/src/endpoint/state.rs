@@ -62,6 +62,12 @@ pub(super) struct Before {
 }
 
 impl State {
+    /// Whether the socket was reset, which asking clears.
+    pub(super) fn is_reset(&self) -> bool {
+        let is_reset = |socket: &TcpStream| !matches!(socket.take_error(), Ok(None));
+        self.socket.as_ref().is_some_and(is_reset)
+    }
+
     pub(super) fn bind(&mut self, id: FlowId, epoch: u64, agent: Option<Arc<str>>) {
         self.id = id;
         self.epoch = epoch;

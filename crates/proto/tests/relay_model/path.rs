@@ -84,6 +84,10 @@ pub(crate) struct Path {
     /// To the origin and to the target.
     pub(crate) links: [Link; 2],
     pub(crate) relay: Option<Relay>,
+    /// The hub in the middle has yet to decide about the flow: nothing leaves towards the target.
+    pub(crate) held: bool,
+    /// Its origin may be told no: the flow is new.
+    pub(crate) refusable: bool,
     /// By the face that bytes leave through.
     ledgers: [Ledger; 2],
     answered: bool,
@@ -106,6 +110,8 @@ impl Path {
             number,
             links: Default::default(),
             relay: None,
+            held: false,
+            refusable: false,
             ledgers: Default::default(),
             answered: false,
         }
@@ -144,6 +150,9 @@ impl Path {
             let Some(relay) = &mut self.relay else {
                 return moved;
             };
+            if self.held && face == Face::Target {
+                return moved;
+            }
             if self.links[slot(face)].is_lost(other(side_of(face))) {
                 assert!(!relay.has_frame(face, room), "a frame for a lost link");
                 return moved;

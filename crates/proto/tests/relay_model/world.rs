@@ -10,7 +10,7 @@ use super::end::{End, MAX_PAYLOAD, frame_of, other};
 use super::path::{Path, at, side_of};
 
 /// Numbers of operations.
-pub(crate) const OPS: u8 = 46;
+pub(crate) const OPS: u8 = 50;
 
 /// What the hub in the middle grants the origin unasked, and what the target grants the hub.
 const FIRST_WINDOW: u32 = 1024;
@@ -43,6 +43,8 @@ struct World {
     seen: Option<usize>,
     /// The hub in the middle refuses the next new flow.
     refuses: bool,
+    /// The hub in the middle takes its time with the next flow.
+    holds: bool,
     aborted: bool,
 }
 
@@ -59,6 +61,7 @@ impl World {
             dial_pending: false,
             seen: None,
             refuses: false,
+            holds: false,
             aborted: false,
         };
         world.attach(false);
@@ -240,6 +243,24 @@ impl World {
         let received = open.received;
         let relay = Relay::new(open, FIRST_WINDOW, TARGET_WINDOW, !self.rules.v1);
         path.begin(relay, received, is_new.then_some(FIRST_WINDOW));
+        path.held = std::mem::take(&mut self.holds);
+        path.refusable = is_new;
+    }
+
+    /// The hub in the middle makes up its mind about a flow that it holds.
+    fn decide(&mut self, number: usize, allows: bool) -> bool {
+        let path = &mut self.paths[number];
+        let Some(relay) = path.relay.as_mut().filter(|_| path.held) else {
+            return false;
+        };
+        let is_lost = path.links[at(Side::Target)].is_lost(Side::Origin);
+        let refused = !allows && path.refusable && relay.refuse(Reason::PdpDenied);
+        if !refused && is_lost {
+            relay.lost(Face::Target, Reason::ConnectionLost);
+        }
+        path.held = false;
+        path.check_bounds();
+        true
     }
 
     fn at_end(&mut self, number: usize, side: Side, frame: Frame) {
@@ -347,7 +368,9 @@ impl World {
         link.lose(side, keep);
         if side == side_of(face) {
             self.detach(side, number);
-        } else if let Some(relay) = &mut path.relay {
+        } else if let Some(relay) = &mut path.relay
+            && !(path.held && face == Face::Target)
+        {
             if self.rules.v1 && face == Face::Target {
                 relay.broken(face, Reason::WsBroken);
             } else {
@@ -409,12 +432,13 @@ impl World {
                 }
             }
         }
-        self.refuses = false;
+        (self.refuses, self.holds) = (false, false);
         for _ in 0..3000 {
             let paths = self.paths.len();
             self.attach(false);
             self.dial(true);
-            if !self.go_round(64) && self.paths.len() == paths {
+            let decided = (0..paths).any(|number| self.decide(number, true));
+            if !self.go_round(64) && self.paths.len() == paths && !decided {
                 self.check_relays();
                 return self.check_ends();
             }
@@ -524,6 +548,8 @@ impl World {
                 }
             }
             45 => self.refuses = true,
+            46 | 47 => self.holds = true,
+            48 | 49 => drop(self.decide(number, arg & 1 == 0)),
             _ => {}
         }
         for side in [Side::Origin, Side::Target] {

@@ -1,0 +1,154 @@
+//! The one HTTP client of the hub: for key documents and policy decisions. Everything that a server
+//! can send is bounded; redirects are not followed, and no proxy is used.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use nowconnect_link::tls::{ClientFiles, LiveClientConfig, Roots, TlsError};
+use rustls::{ClientConfig, RootCertStore};
+
+/// How long a connection without a request is kept: less than servers usually do.
+const KEPT: Duration = Duration::from_secs(20);
+
+/// Why there is no answer to use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WebError {
+    #[error("no complete answer within {} s", .0.as_secs_f32())]
+    Timeout(Duration),
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    #[error("HTTP status {0}")]
+    Status(u16),
+    #[error("HTTP status {0}: redirects are not followed; configure the final address")]
+    Redirect(u16),
+    #[error("the answer broke off: {0}")]
+    Body(String),
+    #[error("larger than {0} bytes")]
+    TooLarge(usize),
+}
+
+/// An HTTP/1.1 client for `http://` and `https://`.
+#[derive(Debug)]
+pub(crate) struct WebClient {
+    client: ArcSwap<HttpClient>,
+    connect_timeout: Duration,
+    kept: usize,
+}
+
+type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+impl WebClient {
+    /// A client that trusts servers by `tls` and keeps up to `kept` idle connections to each.
+    pub(crate) fn new(tls: ClientConfig, connect_timeout: Duration, kept: usize) -> Self {
+        Self {
+            client: ArcSwap::from_pointee(http_client(tls, connect_timeout, kept)),
+            connect_timeout,
+            kept,
+        }
+    }
+
+    /// Decides from the next request on which servers are trusted.
+    pub(crate) fn trust(&self, tls: ClientConfig) {
+        let client = http_client(tls, self.connect_timeout, self.kept);
+        self.client.store(Arc::new(client));
+    }
+
+    /// The answer with status 200 and a body of up to `most` bytes. The caller sets the deadline.
+    ///
+    /// # Errors
+    /// There is none; see [`WebError`].
+    pub(crate) async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+        most: usize,
+    ) -> Result<Response<Bytes>, WebError> {
+        let client = self.client.load_full();
+        let response = client
+            .request(request)
+            .await
+            .map_err(|e| WebError::Connect(chain(&e)))?;
+        let status = response.status();
+        if status.is_redirection() {
+            return Err(WebError::Redirect(status.as_u16()));
+        }
+        if status != http::StatusCode::OK {
+            return Err(WebError::Status(status.as_u16()));
+        }
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, most)
+            .collect()
+            .await
+            .map_err(|e| match e.downcast_ref::<LengthLimitError>() {
+                Some(_) => WebError::TooLarge(most),
+                None => WebError::Body(chain(&*e)),
+            })?;
+        Ok(Response::from_parts(head, body.to_bytes()))
+    }
+}
+
+fn http_client(mut tls: ClientConfig, connect_timeout: Duration, kept: usize) -> HttpClient {
+    tls.alpn_protocols.clear();
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(connect_timeout));
+    let https = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    Client::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(kept)
+        .pool_idle_timeout(KEPT)
+        .pool_timer(TokioTimer::new())
+        .build(https)
+}
+
+/// Whom to trust: for `https` those in `bundle`, or else the system's; for plain HTTP nobody, so that
+/// a machine without a certificate store will do.
+///
+/// # Errors
+/// The certificates cannot be read.
+pub(crate) fn trust(https: bool, bundle: Option<&Path>) -> Result<ClientConfig, TlsError> {
+    if !https {
+        return no_trust();
+    }
+    let files = ClientFiles {
+        roots: bundle.map_or(Roots::System, |bundle| Roots::Only(bundle.to_owned())),
+        identity: None,
+    };
+    Ok(ClientConfig::clone(
+        &LiveClientConfig::load(files)?.current(),
+    ))
+}
+
+fn no_trust() -> Result<ClientConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| TlsError::Config(error.to_string()))?;
+    Ok(builder
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth())
+}
+
+/// An error with its causes: the HTTP client says the useful part last.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
