@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HOST, USER_AGENT};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -96,7 +96,7 @@ impl Admin {
     /// # Errors
     /// Nobody answers, or the hub refuses.
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        self.ask(Method::GET, path).await
+        self.ask(Method::GET, path, None).await
     }
 
     /// Acts on `/api/v1/{path}`.
@@ -104,11 +104,19 @@ impl Admin {
     /// # Errors
     /// Nobody answers, or the hub refuses.
     pub(crate) async fn post(&self, path: &str) -> anyhow::Result<Value> {
-        self.ask(Method::POST, path).await
+        self.ask(Method::POST, path, None).await
     }
 
-    async fn ask(&self, method: Method, path: &str) -> anyhow::Result<Value> {
-        let answered = timeout(DEADLINE, self.exchange(method, path)).await;
+    /// Acts on `/api/v1/{path}` with a JSON body.
+    ///
+    /// # Errors
+    /// Nobody answers, or the hub refuses.
+    pub(crate) async fn post_json(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.ask(Method::POST, path, Some(body)).await
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let answered = timeout(DEADLINE, self.exchange(method, path, body)).await;
         let (status, body) = answered
             .map_err(|_| anyhow!("no complete answer within {} s", DEADLINE.as_secs()))
             .flatten()
@@ -126,16 +134,25 @@ impl Admin {
         Err(refusal(status, &answer, self.bearer.is_some()))
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
         let io = self.dialer.dial(&self.url).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
-        let mut request = Request::new(Empty::<Bytes>::new());
+        let content = body.map(Value::to_string).unwrap_or_default();
+        let mut request = Request::new(Full::<Bytes>::from(content));
         *request.method_mut() = method;
         *request.uri_mut() = Uri::try_from(format!("/api/v1/{path}"))?;
         let headers = request.headers_mut();
         headers.insert(HOST, HeaderValue::try_from(self.url.authority())?);
         let agent = concat!("nowconnect/", env!("CARGO_PKG_VERSION"));
         headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+        if body.is_some() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
         if let Some(bearer) = &self.bearer {
             headers.insert(AUTHORIZATION, bearer.clone());
         }

@@ -12,6 +12,7 @@ mod failure;
 mod hub;
 mod logging;
 mod man;
+mod policy;
 mod reload;
 mod replace_file;
 mod runtime;
@@ -57,6 +58,7 @@ enum Command {
     Status(status::Args),
     Reload(reload::Args),
     Drain(drain::Args),
+    Policy(policy::Args),
     Token(token::Args),
     Certs(certs::Args),
     Completions(completions::Args),
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => drain::run(&args),
+        Command::Policy(args) => policy::run(&args),
         Command::Token(args) => token::run(args),
         Command::Certs(args) => certs::run(args),
         Command::Completions(args) => completions::run(&args),

@@ -4,6 +4,7 @@
 //! see [`access`]. Reading is GET, acting is POST, and every action is an audit record.
 
 mod access;
+mod explain;
 mod mesh_view;
 mod orders;
 mod page;
@@ -16,17 +17,21 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::StatusCode;
+use http_body_util::{BodyExt as _, Limited};
 use nowconnect_link::quiet::Quiet;
 use nowconnect_proto::Reason;
 use nowconnect_settings::Effective;
 use parking_lot::Mutex;
 use serde_json::json;
+use tokio::time::timeout;
 
 use crate::config::HubConfig;
 use crate::forward::Forward;
 use crate::listener::Listener;
 use crate::mesh::Mesh;
 use crate::metrics::Metrics;
+use crate::pdp::Pdp;
+use crate::policy::Policy;
 use crate::registry::Registry;
 use crate::router::Router;
 use crate::server::{Answer, Call, Health, Respond, Stage, answer};
@@ -36,9 +41,14 @@ pub use access::{Token, TokenError};
 pub use orders::{Order, Orders, Reloaded};
 
 use access::Refused;
+use explain::Case;
 use page::Page;
 use route::Route;
 
+/// Bytes of the largest body that is read.
+const MAX_BODY_BYTES: usize = 4096;
+/// How long it may take to come.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// The description of this API.
 const OPENAPI: &str = include_str!("admin/openapi.json");
 
@@ -56,6 +66,10 @@ pub struct Scope {
     pub forward: Arc<Forward>,
     /// Flows.
     pub router: Arc<Router>,
+    /// Who may connect.
+    pub policy: Arc<Policy>,
+    /// Who decides about each flow.
+    pub pdp: Arc<Pdp>,
     /// Ports for clients.
     pub listeners: Arc<Mutex<Vec<Listener>>>,
     /// Counts.
@@ -142,13 +156,14 @@ impl Admin {
         self.tls
     }
 
-    async fn serve(&self, call: &Call) -> Result<Answer, Refused> {
+    async fn serve(&self, call: &mut Call) -> Result<Answer, Refused> {
         let request = &call.request;
         access::check_origin(request, self.tls)?;
         if let Some(token) = &self.rules.load().token {
             access::check_token(request, token)?;
         }
-        let Some(route) = Route::parse(request.uri().path()) else {
+        let path = request.uri().path().to_owned();
+        let Some(route) = Route::parse(&path) else {
             let detail = "the paths are in /api/v1/openapi.json";
             return Ok(answer::explained(
                 StatusCode::NOT_FOUND,
@@ -168,6 +183,7 @@ impl Admin {
             },
             Route::Mesh => found(&mesh_view::describe(&self.scope)),
             Route::Config => self.config(),
+            Route::Explain => self.explain(call).await,
             Route::OpenApi => answer::body(StatusCode::OK, "application/json", OPENAPI),
             Route::Disconnect(agent_id) => self.disconnect(agent_id, call.peer),
             Route::Reload => self.reload(call.peer).await,
@@ -189,6 +205,18 @@ impl Admin {
     fn config(&self) -> Answer {
         let shown = self.shown.load();
         found(&json!({ "config": shown.config, "needs_restart": shown.needs_restart }))
+    }
+
+    async fn explain(&self, call: &mut Call) -> Answer {
+        let body = Limited::new(call.request.body_mut(), MAX_BODY_BYTES).collect();
+        let case = match timeout(BODY_DEADLINE, body).await {
+            Ok(Ok(body)) => Case::parse(&body.to_bytes()),
+            _ => Err(format!("a body of up to {MAX_BODY_BYTES} bytes is needed")),
+        };
+        match case {
+            Ok(case) => found(&explain::explain(&self.scope, &case).await),
+            Err(detail) => answer::explained(StatusCode::BAD_REQUEST, "bad_request", &detail),
+        }
     }
 
     fn disconnect(&self, agent_id: &str, peer: SocketAddr) -> Answer {
@@ -248,11 +276,11 @@ fn found(report: &serde_json::Value) -> Answer {
 }
 
 impl Respond for Admin {
-    async fn answer(&self, call: Call) -> Answer {
+    async fn answer(&self, mut call: Call) -> Answer {
         if call.busy {
             return answer::unavailable("busy", 5);
         }
-        self.serve(&call).await.unwrap_or_else(|refused| {
+        self.serve(&mut call).await.unwrap_or_else(|refused| {
             if let Some(suppressed) = self.quiet.pass() {
                 tracing::warn!(
                     event = "admin_refused",

@@ -243,6 +243,8 @@ impl Hub {
             mesh: mesh.clone(),
             forward: forward.clone(),
             router: router.clone(),
+            policy: policy.clone(),
+            pdp: pdp.clone(),
             listeners: listeners.clone(),
             metrics: metrics.clone(),
         };

@@ -6,6 +6,7 @@
 mod door;
 mod proxy;
 mod slots;
+mod standing;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::metrics::ListenerError;
 
 pub use door::Door;
 pub use proxy::{HEADER_DEADLINE, ProxyError};
+pub use standing::{Admission, Count, Standing};
 
 use slots::{Gate, Slot};
 pub(crate) use slots::{KeyedGate, KeyedSlot};

@@ -1,5 +1,6 @@
 //! From an admitted client to an agent that serves its connector.
 
+mod candidates;
 mod client_flow;
 mod orphans;
 mod paths;
@@ -24,6 +25,7 @@ use crate::policy::{Door, Permit, Policy};
 use crate::registry::Registry;
 use crate::tunnels::{Session, Tunnels};
 
+pub use candidates::Candidate;
 pub use client_flow::ClientFlow;
 pub use orphans::{Holder, Orphans};
 

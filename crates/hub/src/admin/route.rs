@@ -11,6 +11,7 @@ pub(super) enum Route<'a> {
     Flows,
     Mesh,
     Config,
+    Explain,
     OpenApi,
     Reload,
     Drain,
@@ -24,6 +25,7 @@ impl<'a> Route<'a> {
             "flows" => Self::Flows,
             "mesh" => Self::Mesh,
             "config" => Self::Config,
+            "policy/explain" => Self::Explain,
             "openapi.json" => Self::OpenApi,
             "reload" => Self::Reload,
             "drain" => Self::Drain,
@@ -42,7 +44,7 @@ impl<'a> Route<'a> {
 
     pub(super) fn methods(self) -> &'static str {
         match self {
-            Self::Disconnect(_) | Self::Reload | Self::Drain => "POST",
+            Self::Disconnect(_) | Self::Explain | Self::Reload | Self::Drain => "POST",
             _ => "GET, HEAD",
         }
     }
@@ -57,7 +59,7 @@ mod tests {
         let document: serde_json::Value =
             serde_json::from_str(super::super::OPENAPI).expect("JSON");
         let paths = document["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 9);
+        assert_eq!(paths.len(), 10);
         for (path, methods) in paths {
             let route = Route::parse(path).unwrap_or_else(|| panic!("{path}"));
             for method in methods.as_object().expect("methods").keys() {

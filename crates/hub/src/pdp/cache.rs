@@ -1,9 +1,7 @@
 //! Allows that are remembered for a while.
 
 use std::collections::HashMap;
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Question;
 
@@ -20,23 +18,23 @@ pub(super) struct Cache {
 
 impl Cache {
     /// How long `question` is still allowed.
-    pub(super) fn left(&self, question: &Question) -> Option<Duration> {
+    pub(super) fn left(&self, question: &Question, now: Instant) -> Option<Duration> {
         let end = self
             .young
             .get(question)
             .or_else(|| self.old.get(question))?;
-        let left = end.saturating_duration_since(Instant::now());
+        let left = end.saturating_duration_since(now);
         (!left.is_zero()).then_some(left)
     }
 
-    pub(super) fn allow(&mut self, question: Question, ttl: Duration) {
+    pub(super) fn allow(&mut self, question: Question, ttl: Duration, now: Instant) {
         if ttl.is_zero() {
             return;
         }
         if self.young.len() >= MOST / 2 {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(question, Instant::now() + ttl);
+        self.young.insert(question, now + ttl);
     }
 }
 
@@ -54,13 +52,15 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_allow_ends_with_its_time_and_is_for_one_question() {
-        let mut cache = Cache::default();
-        cache.allow(question(1), Duration::from_secs(5));
-        cache.allow(question(2), Duration::ZERO);
-        assert_eq!(cache.left(&question(1)), Some(Duration::from_secs(5)));
-        assert_eq!(cache.left(&question(2)), None);
+    const TTL: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn an_allow_ends_with_its_time_and_is_for_one_question() {
+        let (mut cache, now) = (Cache::default(), Instant::now());
+        cache.allow(question(1), TTL, now);
+        cache.allow(question(2), Duration::ZERO, now);
+        assert_eq!(cache.left(&question(1), now), Some(TTL));
+        assert_eq!(cache.left(&question(2), now), None);
         for other in [
             Question {
                 agent_id: "b".into(),
@@ -83,21 +83,20 @@ mod tests {
                 ..question(1)
             },
         ] {
-            assert_eq!(cache.left(&other), None, "{other:?}");
+            assert_eq!(cache.left(&other, now), None, "{other:?}");
         }
-        tokio::time::advance(Duration::from_secs(5)).await;
-        assert_eq!(cache.left(&question(1)), None);
+        assert_eq!(cache.left(&question(1), now + TTL), None);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn it_does_not_grow_without_bound() {
-        let mut cache = Cache::default();
+    #[test]
+    fn it_does_not_grow_without_bound() {
+        let (mut cache, now) = (Cache::default(), Instant::now());
         for client in 0..3 * MOST as u32 {
-            cache.allow(question(client), Duration::from_secs(5));
+            cache.allow(question(client), TTL, now);
             assert!(cache.young.len() + cache.old.len() <= MOST);
         }
         let last = 3 * MOST as u32 - 1;
-        assert!(cache.left(&question(last)).is_some());
-        assert!(cache.left(&question(0)).is_none());
+        assert!(cache.left(&question(last), now).is_some());
+        assert!(cache.left(&question(0), now).is_none());
     }
 }

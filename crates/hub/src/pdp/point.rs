@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use rustls::ClientConfig;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::cache::Cache;
@@ -129,7 +129,8 @@ impl Flight {
         let exchange = self.point.exchange(&self.question).await;
         if let Verdict::Allow = exchange.verdict {
             let mut state = self.point.state.lock();
-            state.allowed.allow(self.question.clone(), exchange.ttl);
+            let question = self.question.clone();
+            state.allowed.allow(question, exchange.ttl, Instant::now());
         }
         self.told.send_replace(Some(Outcome {
             verdict: exchange.verdict,
@@ -175,7 +176,7 @@ impl Point {
 
     /// For how long the question is still allowed without being asked.
     pub(super) fn remembered(&self, question: &Question) -> Option<Duration> {
-        self.state.lock().allowed.left(question)
+        self.state.lock().allowed.left(question, Instant::now())
     }
 
     /// Whether the question is allowed; if that is not known, asks, or joins who asks already.
@@ -186,7 +187,7 @@ impl Point {
         runtime: &Handle,
     ) -> Known {
         let mut state = self.state.lock();
-        if state.allowed.left(question).is_some() {
+        if state.allowed.left(question, Instant::now()).is_some() {
             return Known::Allowed;
         }
         if let Some(asked) = state.asked.get(question) {
@@ -215,11 +216,11 @@ impl Point {
     /// Asks, within the deadline, whatever is remembered.
     pub(super) async fn exchange(&self, question: &Question) -> Exchange {
         let (begun, request_id) = (Instant::now(), Uuid::new_v4());
-        let timeout = self.rules.config.timeout;
+        let deadline = self.rules.config.timeout;
         let mut answer = Value::Null;
         let asking = self.ask(question, request_id, &mut answer);
-        let asked = timeout_at(begun + timeout, asking).await;
-        let asked = asked.unwrap_or_else(|_| Err(WebError::Timeout(timeout).to_string()));
+        let asked = timeout(deadline, asking).await;
+        let asked = asked.unwrap_or_else(|_| Err(WebError::Timeout(deadline).to_string()));
         let cap = self.rules.config.cache_ttl;
         let (verdict, ttl) = match asked {
             Ok(it) if it.allowed => (Verdict::Allow, it.ttl.map_or(cap, |ttl| ttl.min(cap))),

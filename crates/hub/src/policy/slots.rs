@@ -70,6 +70,13 @@ impl<K: Eq + Hash + Clone> KeyedGate<K> {
     }
 }
 
+impl<K: Eq + Hash> KeyedGate<K> {
+    /// Places that `key` holds.
+    pub(super) fn held(&self, key: &K) -> usize {
+        self.0.lock().get(key).copied().unwrap_or(0)
+    }
+}
+
 impl<K: Eq + Hash> Drop for KeyedSlot<K> {
     fn drop(&mut self) {
         let mut held = self.gate.0.lock();

@@ -46,6 +46,11 @@ impl Gate {
             .store(config.require_connector_scopes, Ordering::Relaxed);
     }
 
+    /// Whether a token must name the connectors of its agent.
+    pub fn requires_scopes(&self) -> bool {
+        self.require_scopes.load(Ordering::Relaxed)
+    }
+
     /// The rules for tokens.
     pub fn verifier(&self) -> Arc<Verifier> {
         self.verifier.load_full()

@@ -107,6 +107,11 @@ impl Session {
         self.exports.load_full()
     }
 
+    /// Whether the agent offers `connector`, be it granted or not.
+    pub fn offers(&self, connector: &str) -> bool {
+        self.offers.lock().iter().any(|offer| offer == connector)
+    }
+
     /// When its token ends.
     pub fn token_expires(&self) -> SystemTime {
         self.identity.lock().expires_at
