@@ -30,7 +30,7 @@ pub enum JsonError {
     },
 }
 
-/// Reads one JSON text of at most `max` bytes. Unknown keys are for the type to ignore or refuse;
+/// Reads one JSON object of at most `max` bytes. Unknown keys are for the type to ignore or refuse;
 /// doubled known keys and trailing text are errors.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a [u8], max: usize) -> Result<T, JsonError> {
     if text.len() > max {
@@ -42,7 +42,18 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a [u8], max: usize) -> Resul
     if too_deep(text) {
         return Err(JsonError::TooDeep);
     }
-    serde_json::from_slice(text).map_err(|error| describe(&error))
+    let malformed = |what: &str, column| JsonError::Malformed {
+        what: what.to_owned(),
+        column,
+    };
+    // Of what it ignores, the parser would not look at the encoding.
+    let text = std::str::from_utf8(text)
+        .map_err(|error| malformed("no valid JSON", error.valid_up_to() + 1))?;
+    // And it would take a bare list of the values of all keys.
+    if !text.trim_start().starts_with('{') {
+        return Err(malformed("no JSON object", 1));
+    }
+    serde_json::from_str(text).map_err(|error| describe(&error))
 }
 
 /// Writes one JSON text of at most `max` bytes.
@@ -173,6 +184,18 @@ mod tests {
                 "{value}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn text_is_utf_8_even_where_ignored() {
+        let error = parse::<Small>(b"{\"n\":7,\"later\":\"\xff\"}", 100).unwrap_err();
+        assert_eq!(error.to_string(), "no valid JSON at column 17");
+    }
+
+    #[test]
+    fn a_list_of_values_is_no_object() {
+        assert_eq!(error("[7]"), "no JSON object at column 1");
+        assert_eq!(parse::<Small>(b" \n{\"n\":7}", 100), Ok(Small { n: 7 }));
     }
 
     #[test]

@@ -223,8 +223,14 @@ impl KeySet {
         struct Document {
             keys: Vec<Value>,
         }
-        let Document { keys: members } = serde_json::from_slice(document)
-            .map_err(|e| KeySetError::NotJwks(brief("JSON", &e)))?;
+        let text = std::str::from_utf8(document)
+            .map_err(|_| KeySetError::NotJwks("it is not UTF-8 text".into()))?;
+        // The parser would take a bare list of the members' values as well.
+        if !text.trim_start().starts_with('{') {
+            return Err(KeySetError::NotJwks("it is not a JSON object".into()));
+        }
+        let Document { keys: members } =
+            serde_json::from_str(text).map_err(|e| KeySetError::NotJwks(brief("JSON", &e)))?;
         if members.len() > MAX_KEYS {
             return Err(KeySetError::TooMany(members.len()));
         }

@@ -9,9 +9,9 @@ use super::routes::Entry;
 use super::wire::{Changes, News, Notice, Stamp};
 
 /// Hubs that are listened to; more is no mesh.
-pub(super) const MAX_HUBS: usize = 256;
+pub const MAX_HUBS: usize = 256;
 /// Agents of one hub that are listened to.
-pub(super) const MAX_AGENTS: usize = 65_536;
+pub const MAX_AGENTS: usize = 65_536;
 /// How long a table must be missing before its agents are given up. Longer than a hub takes to write
 /// its table again after the registry lost it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(6);
@@ -62,6 +62,10 @@ impl Tables {
             _ if stamp.version <= table.stamp.version => return Heard::Old,
             News::Rewritten => return Heard::Read,
             News::Changed(_) if stamp.version != table.stamp.version + 1 => return Heard::Read,
+            // Told piece by piece it must not become more than what is read at once.
+            News::Changed(changes) if table.agents.len() + changes.len() > MAX_AGENTS => {
+                return Heard::Read;
+            }
             News::Changed(changes) => changes,
         };
         table.stamp = stamp;
@@ -189,6 +193,16 @@ mod tests {
         let agents = HashMap::from([("a".into(), entry(5))]);
         tables.replace(&"hub-b".into(), stamp("n1", version), agents);
         tables
+    }
+
+    #[test]
+    fn notifications_make_a_table_no_larger_than_one_that_is_read() {
+        let mut tables = Tables::default();
+        let id = |n: usize| -> Arc<str> { n.to_string().into() };
+        let agents = (0..MAX_AGENTS).map(|n| (id(n), entry(5))).collect();
+        tables.replace(&"hub-b".into(), stamp("n1", 1), agents);
+        let one_more = notice("n1", 2, changed("one-more", Some(5)));
+        assert_eq!(tables.hear(one_more), Heard::Read);
     }
 
     #[test]
