@@ -4,7 +4,7 @@
 //! [`Identity`] or a [`Rejection`] whose [`Reason`] code is the same in the HTTP answer, in the
 //! `jwt_rejected` log line and in the `reason` label of `nowconnect_auth_failures_total`.
 
-mod fetch;
+pub(crate) mod fetch;
 pub mod jwks;
 pub mod jwt;
 pub mod key;

@@ -5,6 +5,8 @@ pub mod auth;
 pub mod config;
 pub mod forward;
 mod forwarded;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hub;
 pub mod listener;
 pub mod mesh;

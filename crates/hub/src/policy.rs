@@ -4,7 +4,7 @@
 //! reaches an agent that was not judged here.
 
 mod door;
-mod proxy;
+pub(crate) mod proxy;
 mod slots;
 mod standing;
 

@@ -10,6 +10,8 @@
 //! are granted here and published when it is back. Losing it closes no tunnel.
 
 mod epoch;
+#[doc(hidden)]
+pub mod fuzzing;
 mod own;
 mod owner;
 mod redis;

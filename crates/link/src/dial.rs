@@ -18,7 +18,7 @@ mod kind;
 mod proxy;
 mod rules;
 mod tcp;
-mod tunnel;
+pub(crate) mod tunnel;
 mod url;
 
 pub use error::{DialError, Stage};

@@ -6,6 +6,8 @@ pub mod counters;
 pub mod dial;
 pub mod endpoint;
 pub mod flows;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod meter;
 pub mod metrics;
 mod outgoing;

@@ -27,6 +27,7 @@ const HUB: &[&str] = &[
     "server",
     "admin",
     "hub",
+    "fuzzing",
 ];
 
 #[test]

@@ -99,7 +99,7 @@ async fn read_file(path: PathBuf) -> Result<Fetched, FetchError> {
 }
 
 /// `max-age` of Cache-Control (RFC 9111 section 5.2.2.1).
-fn max_age(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn max_age(headers: &HeaderMap) -> Option<Duration> {
     let values = headers
         .get_all(CACHE_CONTROL)
         .iter()

@@ -60,49 +60,94 @@ async fn read(
     stream: &mut TcpStream,
     accepted: ProxyProtocol,
 ) -> Result<Option<SocketAddr>, ProxyError> {
-    // The shortest header of either version is longer than this.
-    let mut header = vec![0; V2_SIGNATURE.len()];
-    stream.read_exact(&mut header).await?;
-    if header == V2_SIGNATURE {
-        read_v2(stream, &mut header).await?;
-    } else if header.starts_with(b"PROXY ") {
-        read_v1(stream, &mut header).await?;
-    } else {
-        return Err(ProxyError::Malformed);
-    }
-    parse(&header, accepted)
-}
-
-async fn read_v2(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), ProxyError> {
-    header.resize(V2_FIXED, 0);
-    stream.read_exact(&mut header[V2_SIGNATURE.len()..]).await?;
-    let length = V2_FIXED + usize::from(u16::from_be_bytes([header[14], header[15]]));
-    if length > V2_MAX {
-        return Err(ProxyError::TooLong(length));
-    }
-    header.resize(length, 0);
-    stream.read_exact(&mut header[V2_FIXED..]).await?;
-    Ok(())
-}
-
-/// Version 1 ends with a newline that only looking ahead can find.
-async fn read_v1(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), ProxyError> {
-    while header.last() != Some(&b'\n') {
-        let mut ahead = [0; V1_MAX];
-        let room = V1_MAX.checked_sub(header.len()).filter(|room| *room > 0);
-        let room = room.ok_or(ProxyError::Malformed)?;
-        let seen = stream.peek(&mut ahead[..room]).await?;
-        if seen == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    let mut header = Vec::new();
+    loop {
+        match next(&header)? {
+            Next::Bytes(count) => {
+                let seen = header.len();
+                header.resize(seen + count, 0);
+                stream.read_exact(&mut header[seen..]).await?;
+            }
+            Next::Line(most) => read_line(stream, &mut header, most).await?,
+            Next::Nothing => return parse(&header, accepted),
         }
-        let take = ahead[..seen]
-            .iter()
-            .position(|byte| *byte == b'\n')
-            .map_or(seen, |at| at + 1);
-        stream.read_exact(&mut ahead[..take]).await?;
-        header.extend_from_slice(&ahead[..take]);
     }
+}
+
+/// What to take off the socket to come nearer to the end of a header, and not beyond.
+enum Next {
+    /// So many bytes.
+    Bytes(usize),
+    /// What there is up to the end of a line, of at most so many bytes.
+    Line(usize),
+    /// The header is there.
+    Nothing,
+}
+
+/// What follows when `seen` is there of a header.
+fn next(seen: &[u8]) -> Result<Next, ProxyError> {
+    // The shortest header of either version is longer than what tells the two apart.
+    if seen.len() < V2_SIGNATURE.len() {
+        return Ok(Next::Bytes(V2_SIGNATURE.len() - seen.len()));
+    }
+    if seen.starts_with(&V2_SIGNATURE) {
+        let Some(&[high, low]) = seen.get(14..V2_FIXED) else {
+            return Ok(Next::Bytes(V2_FIXED - seen.len()));
+        };
+        let length = V2_FIXED + usize::from(u16::from_be_bytes([high, low]));
+        return match length.saturating_sub(seen.len()) {
+            _ if length > V2_MAX => Err(ProxyError::TooLong(length)),
+            0 => Ok(Next::Nothing),
+            missing => Ok(Next::Bytes(missing)),
+        };
+    }
+    match V1_MAX.saturating_sub(seen.len()) {
+        _ if !seen.starts_with(b"PROXY ") => Err(ProxyError::Malformed),
+        _ if seen.ends_with(b"\n") => Ok(Next::Nothing),
+        0 => Err(ProxyError::Malformed),
+        room => Ok(Next::Line(room)),
+    }
+}
+
+/// Only looking ahead finds the end of a line.
+async fn read_line(
+    stream: &mut TcpStream,
+    header: &mut Vec<u8>,
+    most: usize,
+) -> Result<(), ProxyError> {
+    let mut ahead = [0; V1_MAX];
+    let seen = stream.peek(&mut ahead[..most]).await?;
+    if seen == 0 {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    let line = ahead[..seen].iter().position(|byte| *byte == b'\n');
+    let take = line.map_or(seen, |at| at + 1);
+    stream.read_exact(&mut ahead[..take]).await?;
+    header.extend_from_slice(&ahead[..take]);
     Ok(())
+}
+
+/// The client that the header at the start of `bytes` names, and the length of that header; `None`
+/// while the header is not whole. For the fuzzer.
+pub(crate) fn client_in(
+    bytes: &[u8],
+    accepted: ProxyProtocol,
+) -> Result<Option<(Option<SocketAddr>, usize)>, ProxyError> {
+    let mut size = 0;
+    loop {
+        let header = &bytes[..size];
+        let rest = &bytes[size..];
+        size += match next(header)? {
+            Next::Nothing => return Ok(Some((parse(header, accepted)?, size))),
+            Next::Bytes(count) if count <= rest.len() => count,
+            Next::Line(most) if !rest.is_empty() => {
+                let ahead = &rest[..most.min(rest.len())];
+                let line = ahead.iter().position(|byte| *byte == b'\n');
+                line.map_or(ahead.len(), |at| at + 1)
+            }
+            _ => return Ok(None),
+        };
+    }
 }
 
 fn parse(header: &[u8], accepted: ProxyProtocol) -> Result<Option<SocketAddr>, ProxyError> {

@@ -17,13 +17,13 @@
 //! of a cluster. Nothing is ever lost with the data: tables are written anew from what the hubs hold,
 //! epochs stay above the clock.
 
-mod cluster;
+pub(super) mod cluster;
 mod dial;
 mod fault;
 mod link;
-mod operations;
+pub(super) mod operations;
 mod script;
-mod sentinel;
+pub(super) mod sentinel;
 mod worker;
 
 use std::collections::HashSet;

@@ -2,19 +2,21 @@
 
 use bytes::BytesMut;
 use http::{StatusCode, header};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::{DialError, Proxy, WsUrl};
 use crate::reply::{self, Head};
 
 /// Has `proxy` connect to the host of `url`. The server's first bytes may come along with the
 /// proxy's answer; they are returned next to the stream.
-pub(super) async fn open(
-    mut io: TcpStream,
+pub(crate) async fn open<S>(
+    mut io: S,
     proxy: &Proxy,
     url: &WsUrl,
-) -> Result<(TcpStream, BytesMut), DialError> {
+) -> Result<(S, BytesMut), DialError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let to = url.authority();
     let failed = |source| DialError::Proxy {
         proxy: proxy.to_string(),

@@ -21,7 +21,7 @@ const MAP: Duration = Duration::from_millis(500);
 
 /// The slots from `first` to `last` and who serves them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Range {
+pub(in crate::registry) struct Range {
     first: u16,
     last: u16,
     node: Node,
@@ -125,7 +125,7 @@ fn referral(error: &RedisError) -> Option<(Node, ServerErrorKind)> {
 
 /// Reads `CLUSTER SLOTS`: per range its ends, then the master as host, port and more. A host that
 /// is empty or nil is that of the node which was asked.
-fn ranges(answer: &Value, asked: &Node) -> Option<Vec<Range>> {
+pub(in crate::registry) fn ranges(answer: &Value, asked: &Node) -> Option<Vec<Range>> {
     let Value::Array(rows) = answer else {
         return None;
     };

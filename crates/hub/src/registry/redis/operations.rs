@@ -206,23 +206,7 @@ impl Link {
         let Value::Map(fields) = tolerate(answer)? else {
             return Ok(None);
         };
-        let (mut nonce, mut version, mut agents) = (None, None, HashMap::new());
-        for (field, value) in &fields {
-            let (Some(field), Value::BulkString(value)) = (text(field), value) else {
-                continue;
-            };
-            match field {
-                NONCE => nonce = Some(value),
-                VERSION => version = Some(value),
-                id => {
-                    let entry = wire::read_entry(id, value);
-                    agents.extend(entry.map(|entry| (Arc::from(id), entry)));
-                }
-            }
-        }
-        let stamp = nonce.zip(version);
-        let stamp = stamp.and_then(|(nonce, version)| Stamp::read(nonce, version));
-        Ok(stamp.map(|stamp| (stamp, agents)))
+        Ok(table(&fields))
     }
 
     /// The server's clock, in microseconds of Unix time.
@@ -268,6 +252,29 @@ fn tolerate(answer: Result<Value, Fault>) -> Result<Value, Fault> {
         Err(fault) if fault.is_code("WRONGTYPE") => Ok(Value::Nil),
         answer => answer,
     }
+}
+
+/// A table from its fields; `None` when there is no stamp in it. Entries that are not fit for use
+/// are left out.
+pub(in crate::registry) fn table(
+    fields: &[(Value, Value)],
+) -> Option<(Stamp, HashMap<Arc<str>, Entry>)> {
+    let (mut nonce, mut version, mut agents) = (None, None, HashMap::new());
+    for (field, value) in fields {
+        let (Some(field), Value::BulkString(value)) = (text(field), value) else {
+            continue;
+        };
+        match field {
+            NONCE => nonce = Some(value),
+            VERSION => version = Some(value),
+            id => {
+                let entry = wire::read_entry(id, value);
+                agents.extend(entry.map(|entry| (Arc::from(id), entry)));
+            }
+        }
+    }
+    let stamp = Stamp::read(nonce?, version?)?;
+    Some((stamp, agents))
 }
 
 fn text(value: &Value) -> Option<&str> {

@@ -118,7 +118,7 @@ async fn locate(sentinel: &Connection, name: &str) -> Result<Node, Fault> {
     address(&answer).ok_or_else(|| Fault::NoMaster(name.to_owned()))
 }
 
-fn address(answer: &Value) -> Option<Node> {
+pub(in crate::registry) fn address(answer: &Value) -> Option<Node> {
     let Value::Array(parts) = answer else {
         return None;
     };
