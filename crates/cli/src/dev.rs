@@ -107,7 +107,7 @@ async fn run_dev(args: Args, log: &Log) -> Result<(), Failure> {
     let cloud = source("cloud.yaml");
     let loaded = HubConfig::load(&cloud).map_err(Failure::configuration)?;
     let mut watched = loaded.files();
-    let hub = HubService::start(cloud, loaded, Shards::current(), log.level()).await?;
+    let hub = HubService::start(cloud, loaded, Shards::current(), log).await?;
     let addresses = hub.hub.addresses();
 
     files.write_agent(&maps, addresses.tunnel)?;

@@ -10,7 +10,7 @@ use nowconnect_link::shards::Shards;
 use nowconnect_settings::{Env, Loaded, Source};
 
 use crate::failure::Failure;
-use crate::logging::{LevelControl, Log};
+use crate::logging::Log;
 use crate::runtime::{Threads, block_on, raise_open_files};
 use crate::service::{Reloaded, Service, Watch, level_filter, log_warnings, serve, start_log};
 use crate::signals::Signals;
@@ -54,7 +54,7 @@ async fn run_hub(
     let shards = Shards::start(threads).context("cannot start threads")?;
     let signals = Signals::install()?;
     let watch = Watch::new(loaded.files());
-    let hub = HubService::start(source, loaded, shards, log.level()).await?;
+    let hub = HubService::start(source, loaded, shards, log).await?;
     serve(hub, watch, signals).await
 }
 
@@ -71,9 +71,10 @@ impl HubService {
         source: Source,
         loaded: Loaded<HubConfig>,
         shards: Shards,
-        level: LevelControl,
+        log: &Log,
     ) -> Result<Self, Failure> {
         log_warnings(&loaded.warnings);
+        let level = log.level();
         let follow = Box::new(move |configured| level.set(level_filter(configured)));
         let hub = Hub::start(loaded.config, shards, follow)
             .await
@@ -86,6 +87,7 @@ impl HubService {
                 | HubError::Unavailable(_) => Failure::usage(error),
             })?;
         hub.show_config(loaded.effective, Vec::new());
+        hub.show_events(log.recent());
         Ok(Self { source, hub })
     }
 }

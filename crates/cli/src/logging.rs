@@ -1,10 +1,13 @@
 //! Logs: one line per event to stdout, as JSON or for people, written without ever blocking the caller.
 
 mod line;
+mod recent;
 mod writer;
 
 use std::io::IsTerminal as _;
+use std::sync::Arc;
 
+use nowconnect_hub::admin::Recent;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::Targets;
@@ -13,6 +16,7 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 
 pub(crate) use line::Shape;
+use recent::RecentEvents;
 use writer::{Flush, Lines};
 
 /// The prefix of our own crates' targets.
@@ -21,6 +25,7 @@ const OURS: &str = "nowconnect";
 /// The process's log. Dropping it writes out what waits, for at most a second.
 pub(crate) struct Log {
     level: LevelControl,
+    recent: Arc<Recent>,
     _flush: Flush,
 }
 
@@ -38,7 +43,10 @@ impl Log {
         let shape = shape.with_color(stdout.is_terminal() && color_wanted());
         let (lines, flush) = writer::start(stdout, shape)?;
         let (filter, handle) = reload::Layer::new(targets(level));
-        let subscriber = Registry::default().with(EventLines { shape, lines }.with_filter(filter));
+        let recent = Arc::<Recent>::default();
+        let subscriber = Registry::default()
+            .with(EventLines { shape, lines }.with_filter(filter))
+            .with(RecentEvents::layer(recent.clone()));
         tracing::subscriber::set_global_default(subscriber).map_err(std::io::Error::other)?;
         let to_stderr = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
@@ -47,8 +55,14 @@ impl Log {
         }));
         Ok(Self {
             level: LevelControl(handle),
+            recent,
             _flush: flush,
         })
+    }
+
+    /// The latest events that matter to those who run a hub, whatever the level of the log.
+    pub(crate) fn recent(&self) -> Arc<Recent> {
+        self.recent.clone()
     }
 
     /// To change the level later.

@@ -62,8 +62,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 async fn fetch(admin: &Admin) -> anyhow::Result<Value> {
-    let (status, agents) = (admin.get("status").await?, admin.get("agents").await?);
-    let mesh = admin.get("mesh").await?;
+    let mut status = admin.get("status?scope=hub").await?["hubs"][0].take();
+    status["replica_id"] = status["hub"].take();
+    status["connectors"] = admin.get("connectors?scope=hub").await?["connectors"].take();
+    let agents = admin.get("agents?scope=hub").await?;
+    let mesh = admin.get("mesh?scope=hub").await?["hubs"][0].take();
     Ok(json!({ "status": status, "agents": agents["agents"], "mesh": mesh }))
 }
 

@@ -4,10 +4,18 @@
 //! see [`access`]. Reading is GET, acting is POST, and every action is an audit record.
 
 mod access;
+mod agent_orders;
+mod cluster;
 mod explain;
+mod flow_view;
+mod history;
+mod merge;
 mod mesh_view;
 mod orders;
-mod page;
+mod path;
+mod problem;
+mod query;
+mod recent;
 mod route;
 mod view;
 
@@ -16,13 +24,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use nowconnect_link::quiet::Quiet;
-use nowconnect_proto::Reason;
+use nowconnect_proto::Cid;
 use nowconnect_settings::Effective;
 use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::config::HubConfig;
@@ -39,11 +47,19 @@ use crate::tunnels::Tunnels;
 
 pub use access::{Token, TokenError};
 pub use orders::{Order, Orders, Reloaded};
+pub use recent::{KINDS, Recent};
 
 use access::Refused;
+use agent_orders::{Operator, Wish};
+use cluster::Part;
 use explain::Case;
-use page::Page;
+use history::History;
+use problem::Problem;
+use query::Query;
 use route::Route;
+
+/// Between two samples of the history.
+pub const SAMPLE_PERIOD: Duration = Duration::from_secs(history::PERIOD_SEC);
 
 /// Bytes of the largest body that is read.
 const MAX_BODY_BYTES: usize = 4096;
@@ -81,6 +97,8 @@ pub struct Admin {
     scope: Scope,
     rules: ArcSwap<Rules>,
     shown: ArcSwap<Shown>,
+    recent: ArcSwap<Recent>,
+    history: History,
     orders: orders::Sender,
     /// Whether the port speaks TLS.
     tls: bool,
@@ -125,6 +143,8 @@ impl Admin {
             scope,
             rules: ArcSwap::from_pointee(Rules::new(config, token)),
             shown: ArcSwap::default(),
+            recent: ArcSwap::default(),
+            history: History::default(),
             orders: sender,
             tls,
             started: Instant::now(),
@@ -151,6 +171,16 @@ impl Admin {
         }));
     }
 
+    /// Shows the events that are kept in `recent` from now on.
+    pub fn show_events(&self, recent: Arc<Recent>) {
+        self.recent.store(recent);
+    }
+
+    /// Takes a sample for the history; to be called every [`SAMPLE_PERIOD`].
+    pub fn sample(&self) {
+        self.history.sample(&self.scope);
+    }
+
     /// Whether its port speaks TLS.
     pub fn tls(&self) -> bool {
         self.tls
@@ -174,32 +204,141 @@ impl Admin {
         if !route.takes(request.method()) {
             return Ok(answer::method_not_allowed(route.methods()));
         }
+        let query = match Query::parse(request.uri().query().unwrap_or_default(), route) {
+            Ok(query) => query,
+            Err(detail) => return Ok(Problem::bad_query(&detail).into_answer()),
+        };
         Ok(match route {
-            Route::Status => found(&self.status()),
-            Route::Agents => found(&view::agents(&self.scope)),
-            Route::Flows => match Page::parse(request.uri().query().unwrap_or_default()) {
-                Ok(page) => found(&view::flows(&self.scope, &page)),
-                Err(detail) => answer::explained(StatusCode::BAD_REQUEST, "bad_query", &detail),
-            },
-            Route::Mesh => found(&mesh_view::describe(&self.scope)),
             Route::Config => self.config(),
             Route::Explain => self.explain(call).await,
             Route::OpenApi => answer::body(StatusCode::OK, "application/json", OPENAPI),
-            Route::Disconnect(agent_id) => self.disconnect(agent_id, call.peer),
             Route::Reload => self.reload(call.peer).await,
             Route::Drain => self.drain(call.peer),
+            _ => self
+                .report(route, &path, &query, &call.peer.to_string())
+                .await
+                .unwrap_or_else(Problem::into_answer),
         })
     }
 
-    fn status(&self) -> serde_json::Value {
+    /// What all hubs that are asked say, as one answer.
+    async fn report(
+        &self,
+        route: Route<'_>,
+        path: &str,
+        query: &Query,
+        by: &str,
+    ) -> Result<Answer, Problem> {
+        let method = match route.takes(&Method::GET) {
+            true => Method::GET,
+            false => Method::POST,
+        };
+        let parts = self.ask_all(&method, route, path, query, by).await?;
+        let merged = match route {
+            Route::Status => merge::status(&parts, self.known_agents()),
+            Route::Agents => merge::agents(&parts, query),
+            Route::Flows => merge::flows(&parts, query),
+            Route::Flow(_) => merge::flow(&parts),
+            Route::Connectors => merge::connectors(&parts),
+            Route::Path(connector) => {
+                let mut merged = path::paths(&parts, &self.rules.load().replica_id, query);
+                merged["connector"] = connector.into();
+                merged
+            }
+            Route::Events => merge::events(&parts, query),
+            Route::History => {
+                let found: Vec<_> = parts.iter().filter_map(Part::found).collect();
+                json!({ "period_sec": history::PERIOD_SEC, "samples": history::merge(&found) })
+            }
+            Route::Disconnect(agent_id) => followed(Wish::Disconnect, agent_id, &parts),
+            Route::Move(agent_id) => followed(Wish::Move, agent_id, &parts),
+            _ => json!({}),
+        };
+        let hubs = parts.iter().map(|part| match route {
+            Route::Status | Route::Mesh | Route::History => part.whole(),
+            Route::Agents | Route::Flows => part.with(&["total"]),
+            Route::Connectors => part.with(&["is_cut"]),
+            Route::Disconnect(_) | Route::Move(_) => part.with(&["tunnels", "untold"]),
+            Route::Path(_) => part.with(&["mode", "status", "tunnels_total", "routes_total"]),
+            _ => part.with(&[]),
+        });
+        let here = self.rules.load().replica_id.clone();
+        let mut report = merge::envelope(&here, query, hubs.collect());
+        if let (Some(report), Value::Object(merged)) = (report.as_object_mut(), merged) {
+            report.extend(merged);
+        }
+        let status = verdict(route, &report);
+        if let Some((code, detail)) = missing(route, status) {
+            report["error"] = code.into();
+            report["detail"] = detail.into();
+        }
+        Ok(answer::json(status, &report))
+    }
+
+    /// What this hub says to a request that is about itself alone. `asker` is the hub that passed it
+    /// on.
+    fn part(
+        &self,
+        route: Route<'_>,
+        query: &Query,
+        by: &str,
+        asker: Option<&str>,
+    ) -> Result<Value, Problem> {
+        let rules = self.rules.load();
+        let (scope, here) = (&self.scope, rules.replica_id.as_str());
+        let operator = Operator { by, via: asker };
+        Ok(match route {
+            Route::Status => self.status(),
+            Route::Agents => view::agents(scope, query),
+            Route::Flows => flow_view::flows(scope, here, query)
+                .map_err(|detail| Problem::bad_query(&detail))?,
+            Route::Flow(cid) => {
+                let cid = cid.parse::<Cid>();
+                let cid = cid.map_err(|_| Problem::bad_query("a flow is named by a UUID"))?;
+                flow_view::one(scope, here, cid)
+            }
+            Route::Mesh => {
+                let mut shown = mesh_view::describe(scope);
+                // Hubs know the same routes: each asks the registry.
+                if let (Some(_), Some(shown)) = (asker, shown.as_object_mut()) {
+                    shown.remove("routes");
+                }
+                shown
+            }
+            Route::Connectors => view::connectors(scope),
+            Route::Path(connector) => path::part(scope, connector),
+            Route::Events => {
+                let recent = self.recent.load();
+                json!({ "events": recent.since(query.since(), query.limit(), here) })
+            }
+            Route::History => json!({ "samples": self.history.since(query.since()) }),
+            Route::Disconnect(agent_id) => self.follow(Wish::Disconnect, agent_id, operator),
+            Route::Move(agent_id) => self.follow(Wish::Move, agent_id, operator),
+            Route::Config | Route::Explain | Route::OpenApi | Route::Reload | Route::Drain => {
+                json!({})
+            }
+        })
+    }
+
+    fn status(&self) -> Value {
         let (_, mut status) = self.scope.health.readiness(false);
         let shown = self.shown.load();
         view::describe(&self.scope, &mut status);
-        status["replica_id"] = self.rules.load().replica_id.as_str().into();
         status["version"] = env!("CARGO_PKG_VERSION").into();
         status["uptime_sec"] = self.started.elapsed().as_secs().into();
         status["needs_restart"] = json!(shown.needs_restart);
         status
+    }
+
+    /// Different agents with tunnels here or, as far as is known here, at other hubs.
+    fn known_agents(&self) -> usize {
+        let routes = self.scope.registry.routes().all();
+        let mut agents: Vec<_> = routes.iter().map(|route| route.agent_id.clone()).collect();
+        let sessions = self.scope.tunnels.directory().sessions();
+        agents.extend(sessions.iter().map(|session| session.agent_id.clone()));
+        agents.sort_unstable();
+        agents.dedup();
+        agents.len()
     }
 
     fn config(&self) -> Answer {
@@ -217,27 +356,6 @@ impl Admin {
             Ok(case) => found(&explain::explain(&self.scope, &case).await),
             Err(detail) => answer::explained(StatusCode::BAD_REQUEST, "bad_request", &detail),
         }
-    }
-
-    fn disconnect(&self, agent_id: &str, peer: SocketAddr) -> Answer {
-        let mut sessions = self.scope.tunnels.directory().sessions();
-        sessions.retain(|session| *session.agent_id == *agent_id);
-        tracing::info!(
-            event = "admin_action",
-            action = "disconnect",
-            agent_id = agent_id.get(..64).unwrap_or(agent_id),
-            tunnels = sessions.len(),
-            %peer,
-            audit = true,
-        );
-        if sessions.is_empty() {
-            let detail = "no agent of this id is connected to this hub";
-            return answer::explained(StatusCode::NOT_FOUND, "unknown_agent", detail);
-        }
-        for session in &sessions {
-            session.link().close(Reason::Operator);
-        }
-        found(&json!({ "agent_id": agent_id, "tunnels": sessions.len() }))
     }
 
     async fn reload(&self, peer: SocketAddr) -> Answer {
@@ -271,8 +389,51 @@ impl Admin {
     }
 }
 
-fn found(report: &serde_json::Value) -> Answer {
+fn found(report: &Value) -> Answer {
     answer::json(StatusCode::OK, report)
+}
+
+fn followed(wish: Wish, agent_id: &str, parts: &[Part]) -> Value {
+    let count = |key: &str| -> u64 {
+        let found = parts.iter().filter_map(Part::found);
+        found.filter_map(|found| found[key].as_u64()).sum()
+    };
+    json!({
+        "agent_id": agent_id,
+        "action": wish.as_str(),
+        "tunnels": count("tunnels"),
+        "untold": count("untold"),
+    })
+}
+
+/// Something that was looked for by its name and is nowhere is not found, unless a hub that may have
+/// it did not answer.
+fn verdict(route: Route<'_>, report: &Value) -> StatusCode {
+    let is_there = match route {
+        Route::Flow(_) => report["flow"].is_object() || report["passing"].is_object(),
+        Route::Disconnect(_) | Route::Move(_) => report["tunnels"] != 0 || report["untold"] != 0,
+        _ => true,
+    };
+    let all_answered = merge::list(&report["hubs"])
+        .iter()
+        .all(|hub| hub["answered"] == true);
+    match (is_there, all_answered) {
+        (true, _) => StatusCode::OK,
+        (false, true) => StatusCode::NOT_FOUND,
+        (false, false) => StatusCode::GATEWAY_TIMEOUT,
+    }
+}
+
+fn missing(route: Route<'_>, status: StatusCode) -> Option<(&'static str, &'static str)> {
+    Some(match (status, route) {
+        (StatusCode::OK, _) => return None,
+        (StatusCode::GATEWAY_TIMEOUT, _) => (
+            "not_all_answered",
+            "no hub that answered has it, and not all did: see `hubs`",
+        ),
+        (_, Route::Flow(_)) => ("unknown_flow", "no flow of this name is open"),
+        _ => ("unknown_agent", "no agent of this id is connected"),
+    })
 }
 
 impl Respond for Admin {

@@ -21,7 +21,7 @@ use nowconnect_settings::{Effective, LogLevel};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use crate::admin::{Admin, Order, Orders, Scope, Token, TokenError};
+use crate::admin::{Admin, Order, Orders, Recent, Scope, Token, TokenError};
 use crate::config::{AdminConfig, FapiMode, HubConfig, ListenerConfig};
 use crate::forward::{self, Forward};
 use crate::listener::{self, BindError, Listener};
@@ -232,7 +232,7 @@ impl Hub {
             metrics: metrics.clone(),
         };
         let forward = Forward::new(&config, parts, tasks.clone());
-        let crossings = Crossings::new(&router, forward.clone());
+        let crossings = Crossings::new(&router, forward.clone(), tasks.clone());
         let events: Arc<dyn MeshEvents> = crossings.clone();
         mesh.set_events(Arc::downgrade(&events));
         let listeners = Arc::<Mutex<_>>::default();
@@ -250,6 +250,7 @@ impl Hub {
         };
         let over_tls = tls.is_some() && !is_local(&config.admin);
         let (admin, orders) = Admin::new(scope, &config, token, over_tls);
+        crossings.set_admin(&admin);
         let hub = Self {
             http: ports.http(),
             config: tokio::sync::Mutex::new(config),
@@ -385,6 +386,11 @@ impl Hub {
     /// [`Hub::reload`] has returned.
     pub fn show_config(&self, effective: Effective, needs_restart: Vec<&'static str>) {
         self.admin.show(effective, needs_restart);
+    }
+
+    /// Lets the admin API show the events that are kept in `recent`.
+    pub fn show_events(&self, recent: Arc<Recent>) {
+        self.admin.show_events(recent);
     }
 
     /// The configuration in force.

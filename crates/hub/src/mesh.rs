@@ -10,6 +10,7 @@ mod inbound;
 mod links;
 mod meter;
 mod outbound;
+mod questions;
 mod status;
 mod terms;
 
@@ -23,13 +24,14 @@ use http::Uri;
 use nowconnect_link::counters::Engine;
 use nowconnect_link::dial::WsUrlError;
 use nowconnect_link::quiet::Quiet;
+use nowconnect_link::relayed::Relayed;
 use nowconnect_link::session::{self, Link, LinkClosed, LinkConfig, Role};
 use nowconnect_link::shards::Shards;
 use nowconnect_link::tasks::Tasks;
 use nowconnect_link::tls::TlsError;
 use nowconnect_proto::frame::Open;
 use nowconnect_proto::mesh_hello::MeshHello;
-use nowconnect_proto::{FlowId, Reason};
+use nowconnect_proto::{Cid, FlowId, Reason};
 use parking_lot::{Mutex, RwLock};
 use rustls::ServerConfig;
 use tokio::sync::Semaphore;
@@ -42,12 +44,14 @@ use crate::policy::KeyedGate;
 pub use inbound::Shown;
 pub use links::Conflict;
 pub use outbound::State;
+pub use questions::{Question, Unanswered};
 pub use status::{LinkStatus, PeerStatus};
 
 use credentials::Credentials;
 use links::Links;
 use meter::LinkMeter;
 use outbound::Outbound;
+use questions::Asked;
 use terms::{Terms, canonical};
 
 /// The subprotocol whose connection proves who the peers are, or that needs no proof.
@@ -88,6 +92,9 @@ pub trait MeshEvents: Send + Sync {
     /// [`Mesh::link`] has a link to `hub` now.
     fn link_up(&self, hub: &str);
 
+    /// A hub asks something, on a link in either direction.
+    fn on_question(&self, question: Question);
+
     /// It has none any more. Flows that the link carried go on over it for a while, if it is only
     /// leaving, or have lost their path.
     fn link_down(&self, hub: &str, closed: &LinkClosed);
@@ -105,6 +112,8 @@ pub struct Peer {
     pub proven: Vec<Arc<str>>,
     /// Where it dialed from.
     pub remote: IpAddr,
+    /// Whether it answers questions.
+    pub answers: bool,
     /// What it sends of a new flow unasked, in bytes.
     pub first_window: u32,
     /// What is measured of it.
@@ -125,6 +134,7 @@ pub struct Mesh {
     credentials: ArcSwap<Credentials>,
     outbound: Mutex<Vec<Arc<Outbound>>>,
     links: Links,
+    asked: Asked,
     events: RwLock<Option<Weak<dyn MeshEvents>>>,
     engine: Arc<Engine>,
     metrics: Arc<Metrics>,
@@ -179,6 +189,7 @@ impl Mesh {
             credentials: ArcSwap::from_pointee(Credentials::none()),
             outbound: Mutex::default(),
             links: Links::default(),
+            asked: Asked::default(),
             events: RwLock::new(None),
             engine,
             metrics,
@@ -267,6 +278,15 @@ impl Mesh {
     /// The link that takes flows for agents of `hub`, a replica id.
     pub fn link(&self, hub: &str) -> Option<Arc<Link>> {
         self.links.outbound(hub)
+    }
+
+    /// The flow of this name that passes through on a link that a peer dialed, and the peer's replica
+    /// id.
+    pub fn passing(&self, cid: Cid) -> Option<(Arc<str>, Arc<Relayed>)> {
+        let inbound = self.links.inbound().into_iter();
+        let mut found =
+            inbound.filter_map(|one| Some((one.peer.hub.clone(), one.link.passing(cid)?)));
+        found.next()
     }
 
     /// Whether there is a link with any hub, whoever dialed it.

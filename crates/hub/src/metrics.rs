@@ -5,6 +5,7 @@
 
 mod flows;
 mod mesh;
+mod open_times;
 mod tunnels;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ pub use mesh::{
     BACKPRESSURE_REASONS, FRAME_TYPES, HA_MODES, LINK_STATES, MeshMetrics, PeerMetrics,
 };
 pub use nowconnect_link::metrics::Format;
+pub use open_times::{OPEN_BOUNDS_MS, OpenTimes};
 pub use tunnels::TunnelMetrics;
 
 /// Distinct connector names, agent ids or peers that get series of their own.
@@ -74,6 +76,13 @@ impl Metrics {
         let made = Arc::new(self.flows.connector(name));
         connectors.insert(name.to_owned(), made.clone());
         made
+    }
+
+    /// Every connector that has handles, in no order.
+    pub fn connectors(&self) -> Vec<(String, Arc<ConnectorMetrics>)> {
+        let connectors = self.connectors.lock();
+        let all = connectors.iter();
+        all.map(|(name, one)| (name.clone(), one.clone())).collect()
     }
 
     /// The value that stands for this agent in labels.

@@ -5,7 +5,7 @@ mod client_flow;
 mod orphans;
 mod paths;
 
-use std::collections::HashMap;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -161,6 +161,31 @@ impl Router {
         flows
     }
 
+    /// Up to `most` flows whose names come after `after`, in the order of their names, which is that of
+    /// their beginning; ended ones among them. Costs a look at every name.
+    pub fn some_after(&self, after: Option<Cid>, most: usize) -> Vec<Entry> {
+        let mut first = BinaryHeap::with_capacity(most + 1);
+        let flows = self.flows.lock();
+        for cid in flows.keys().filter(|cid| Some(**cid) > after) {
+            if first.len() < most {
+                first.push(*cid);
+            } else if first.peek().is_some_and(|last| cid < last) {
+                first.pop();
+                first.push(*cid);
+            }
+        }
+        let names = first.into_sorted_vec();
+        names
+            .iter()
+            .filter_map(|cid| flows.get(cid).cloned())
+            .collect()
+    }
+
+    /// The flow of this name.
+    pub fn find(&self, cid: Cid) -> Option<Entry> {
+        self.entry(cid).filter(|entry| !entry.flow.has_ended())
+    }
+
     /// Flows that exist now.
     pub fn count(&self) -> usize {
         self.count.borrow().live
@@ -169,6 +194,11 @@ impl Router {
     /// Milliseconds since bytes of `flow` last moved.
     pub fn idle_ms(&self, flow: &SocketFlow) -> u64 {
         self.engine.now_ms().saturating_sub(flow.active_ms())
+    }
+
+    /// The time of the engine that flows are timed by, in milliseconds.
+    pub fn now_ms(&self) -> u64 {
+        self.engine.now_ms()
     }
 
     /// Waits until no flow is left.

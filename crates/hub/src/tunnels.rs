@@ -23,6 +23,7 @@ use nowconnect_link::tasks::Tasks;
 use nowconnect_link::upgrade::{Offer, Refusal};
 use nowconnect_proto::Reason;
 use parking_lot::Mutex;
+use tokio::time::interval;
 
 use crate::auth::{Rejection, Verifier};
 use crate::config::HubConfig;
@@ -40,6 +41,11 @@ use terms::Terms;
 
 /// The subprotocol of version 2; an agent that does not offer it speaks version 1.
 const SUBPROTOCOL: &str = "nowconnect.v2";
+
+/// Between looks at whether the last flow of a tunnel that is left has ended.
+const LAST_FLOW_POLL: Duration = Duration::from_secs(1);
+/// The flows of a tunnel that is left may take as long as they need.
+const NO_DEADLINE: Duration = Duration::from_millis(u32::MAX as u64);
 
 /// Tunnels that one agent may have here at a time, those in their handshake included.
 const TUNNELS_PER_AGENT: usize = 16;
@@ -228,6 +234,31 @@ impl Tunnels {
         for session in self.directory.sessions() {
             session.link().go_away(reason, deadline);
         }
+    }
+
+    /// Tells an agent to make another tunnel, elsewhere if it can, and leaves this one to the flows
+    /// that it carries.
+    pub fn send_on(&self, session: &Arc<Session>) {
+        let link = session.link().clone();
+        link.go_away(Reason::Operator, NO_DEADLINE);
+        let stop = self.tasks.token();
+        self.tasks.spawn("tunnel_leaving", async move {
+            // Not at once: its agent may be about to make the other one.
+            let mut looks = interval(LAST_FLOW_POLL);
+            looks.tick().await;
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = looks.tick() => {}
+                }
+                if link.is_closed() {
+                    return;
+                }
+                if link.active_flows() == 0 {
+                    return link.close(Reason::Operator);
+                }
+            }
+        });
     }
 
     /// Closes every tunnel.

@@ -189,6 +189,18 @@ impl Relayed {
         self.cid
     }
 
+    /// The link that leads to the target.
+    #[must_use]
+    pub fn onward(&self) -> &Arc<Link> {
+        &self.leg(Face::Target).link
+    }
+
+    /// Bytes that wait here, for the origin and for the target.
+    #[must_use]
+    pub fn waiting(&self) -> [u64; 2] {
+        self.state.lock().charged
+    }
+
     fn leg(&self, face: Face) -> &Leg {
         &self.legs[index(face)]
     }

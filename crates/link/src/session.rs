@@ -17,7 +17,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use nowconnect_proto::frame::{Frame, Open};
-use nowconnect_proto::{FlowId, Reason};
+use nowconnect_proto::{Cid, FlowId, Reason};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
@@ -25,6 +25,7 @@ use crate::carried::Carried;
 use crate::counters::Engine;
 use crate::endpoint::SocketFlow;
 use crate::meter::{Bounds, Meter};
+use crate::relayed::Relayed;
 use crate::shards::Resident;
 
 pub use carrier::{Carrier, CarrierError, GreetError};
@@ -78,7 +79,7 @@ pub trait LinkEvents: Send + Sync {
     /// later.
     fn on_open(&self, link: &Arc<Link>, id: FlowId, open: Open);
 
-    /// A frame of the link itself: UPDATE, TOKEN, their answers, GOAWAY.
+    /// A frame of the link itself: UPDATE, TOKEN, QUERY, their answers, GOAWAY.
     fn on_control(&self, link: &Arc<Link>, frame: Frame);
 
     /// A malformed or forbidden message. `kind` is a metric label. What can be blamed on one flow
@@ -289,6 +290,17 @@ impl Link {
     #[must_use]
     pub fn carries(&self, id: FlowId) -> bool {
         self.flows.lock().contains_key(&id)
+    }
+
+    /// The flow of this name that passes through on this link, for whoever shows it. Looks at every
+    /// flow of the link.
+    #[must_use]
+    pub fn passing(&self, cid: Cid) -> Option<Arc<Relayed>> {
+        let flows = self.flows.lock();
+        flows.values().find_map(|carried| match carried {
+            Carried::Relayed(flow, _) if flow.cid() == cid => Some(Arc::clone(flow)),
+            _ => None,
+        })
     }
 
     /// Answerer: does not take the flow behind an OPEN.

@@ -16,6 +16,8 @@ pub const DATA_OFFSET_LEN: usize = 8;
 pub const MAX_PAYLOAD: usize = 1 << 18;
 /// Largest body of the frames whose body is JSON, in bytes.
 pub const MAX_JSON_BODY: usize = 1 << 16;
+/// Bytes of QUERY's and ANSWER's number, which stands before their JSON.
+pub const QUERY_NUMBER_LEN: usize = 4;
 /// Longest connector name, in bytes.
 pub const MAX_NAME: usize = 64;
 /// Longest value of one OPEN option, in bytes.
@@ -35,6 +37,8 @@ pub mod kind {
     pub const PING: u8 = 0x07;
     pub const PONG: u8 = 0x08;
     pub const GOAWAY: u8 = 0x09;
+    pub const QUERY: u8 = 0x0a;
+    pub const ANSWER: u8 = 0x0b;
     pub const OPEN: u8 = 0x10;
     pub const OPEN_ACK: u8 = 0x11;
     pub const REFUSE: u8 = 0x12;
@@ -47,6 +51,7 @@ pub mod kind {
 
 const FLAG_RESUME: u8 = 0x01;
 const FLAG_FRESH: u8 = 0x02;
+const FLAG_MORE: u8 = 0x01;
 const OPTION_CLIENT: u8 = 1;
 const OPTION_LISTENER: u8 = 2;
 const OPTION_AGENT: u8 = 3;
@@ -113,6 +118,14 @@ pub enum Frame {
     Pong(u64),
     /// The sender wants no new flows on this link and will close it after the deadline.
     GoAway { reason: Reason, deadline_ms: u32 },
+    /// Between hubs: asks what the other hub knows or does; JSON.
+    Query { number: u32, body: Bytes },
+    /// A piece of the answer to the QUERY of this number, the last one unless there is `more`.
+    Answer {
+        number: u32,
+        more: bool,
+        body: Bytes,
+    },
     /// Opens or resumes a flow.
     Open { id: FlowId, open: Box<Open> },
     /// The flow stands: `received` bytes have arrived, up to `limit` may be sent.
@@ -226,7 +239,7 @@ fn decode_body(kind: u8, flags: u8, id: u32, body: Bytes) -> Result<Option<Frame
         kind,
         len: body.len(),
     };
-    let on_link = (kind::HELLO..=kind::GOAWAY).contains(&kind);
+    let on_link = (kind::HELLO..=kind::ANSWER).contains(&kind);
     let on_flow = (kind::OPEN..=kind::DETACH).contains(&kind);
     if (on_link && id != 0) || (on_flow && id == 0) {
         return Err(FrameError::WrongFlow { kind, id });
@@ -245,6 +258,15 @@ fn decode_body(kind: u8, flags: u8, id: u32, body: Bytes) -> Result<Option<Frame
         kind::GOAWAY => Frame::GoAway {
             reason: fields.reason().ok_or(malformed)?,
             deadline_ms: fields.u32().ok_or(malformed)?,
+        },
+        kind::QUERY => Frame::Query {
+            number: fields.u32().ok_or(malformed)?,
+            body: fields.rest(),
+        },
+        kind::ANSWER => Frame::Answer {
+            number: fields.u32().ok_or(malformed)?,
+            more: flags & FLAG_MORE != 0,
+            body: fields.rest(),
         },
         kind::OPEN => Frame::Open {
             id,
@@ -391,6 +413,11 @@ impl Frame {
                 out.put_u16(reason.code());
                 out.put_u32(*deadline_ms);
             }
+            Self::Query { number, body } => put_numbered(out, kind::QUERY, 0, *number, body),
+            Self::Answer { number, more, body } => {
+                let flags = if *more { FLAG_MORE } else { 0 };
+                put_numbered(out, kind::ANSWER, flags, *number, body);
+            }
             Self::Open { id, open } => encode_open(out, *id, open),
             Self::OpenAck {
                 id,
@@ -428,6 +455,8 @@ impl Frame {
             Self::Ping(_) => "PING",
             Self::Pong(_) => "PONG",
             Self::GoAway { .. } => "GOAWAY",
+            Self::Query { .. } => "QUERY",
+            Self::Answer { .. } => "ANSWER",
             Self::Open { .. } => "OPEN",
             Self::OpenAck { .. } => "OPEN_ACK",
             Self::Refuse { .. } => "REFUSE",
@@ -457,6 +486,18 @@ fn put_header(out: &mut BytesMut, len: usize, kind: u8, flags: u8, id: FlowId) {
 
 fn put_json(out: &mut BytesMut, kind: u8, body: &Bytes) {
     put_header(out, body.len(), kind, 0, FlowId::LINK);
+    out.extend_from_slice(body);
+}
+
+fn put_numbered(out: &mut BytesMut, kind: u8, flags: u8, number: u32, body: &Bytes) {
+    put_header(
+        out,
+        QUERY_NUMBER_LEN + body.len(),
+        kind,
+        flags,
+        FlowId::LINK,
+    );
+    out.put_u32(number);
     out.extend_from_slice(body);
 }
 

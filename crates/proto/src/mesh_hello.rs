@@ -10,6 +10,9 @@ use crate::hello::{
     Body, HelloError, Instance, MAX_FEATURES, MIN_SIZE, at_least, name, names, text,
 };
 
+/// The ability to answer QUERY, among [`MeshHello::features`].
+pub const QUERY: &str = "query";
+
 /// Longest URL that is told, in bytes.
 const MAX_VIA: usize = 512;
 
@@ -34,6 +37,14 @@ pub struct MeshHello {
     /// Optional abilities, by name.
     #[serde(default)]
     pub features: Vec<String>,
+}
+
+impl MeshHello {
+    /// Whether the hub answers QUERY.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        self.features.iter().any(|feature| feature == QUERY)
+    }
 }
 
 impl Body for MeshHello {

@@ -76,6 +76,29 @@ fn the_bytes_are_those_of_the_specification() {
             "000006 09 00 00000000 0060 00007530",
         ),
         (
+            Frame::Query {
+                number: 5,
+                body: Bytes::from_static(b"{}"),
+            },
+            "000006 0a 00 00000000 00000005 7b7d",
+        ),
+        (
+            Frame::Answer {
+                number: 5,
+                more: true,
+                body: Bytes::from_static(b"{"),
+            },
+            "000005 0b 01 00000000 00000005 7b",
+        ),
+        (
+            Frame::Answer {
+                number: 5,
+                more: false,
+                body: Bytes::new(),
+            },
+            "000004 0b 00 00000000 00000005",
+        ),
+        (
             Frame::OpenAck {
                 id: ID,
                 received: 2,
@@ -219,7 +242,7 @@ fn limits_are_judged_by_the_header_alone() {
 
 #[test]
 fn a_frame_belongs_to_the_link_or_to_a_flow() {
-    for kind in 0x01..=0x09 {
+    for kind in 0x01..=0x0b {
         let bytes = [0, 0, 8, kind, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(
             decoded(&bytes).err(),
@@ -257,6 +280,48 @@ proptest! {
         if let Ok(Some(frame)) = decoded(&bytes) {
             prop_assert!(decoded(&encoded(&frame)).is_ok());
         }
+    }
+}
+
+/// A question that is cut, too long or without a number closes the link; one of whatever JSON, or
+/// none, is for its reader to judge.
+#[test]
+fn questions_are_bounded_and_need_a_number() {
+    for kind in [0x0a, 0x0b] {
+        let short = [0, 0, 3, kind, 0, 0, 0, 0, 0, 1, 2, 3];
+        let malformed = FrameError::Malformed { kind, len: 3 };
+        assert_eq!(decoded(&short).err(), Some(malformed));
+        let long = [1, 0, 1, kind, 0, 0, 0, 0, 0];
+        let len = MAX_JSON_BODY + 1;
+        assert_eq!(
+            decoded(&long).err(),
+            Some(FrameError::TooLong { kind, len })
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn questions_and_answers_survive(
+        number: u32,
+        more: bool,
+        asked in prop::collection::vec(any::<u8>(), 0..600),
+        cut in 0usize..20,
+    ) {
+        let body = Bytes::from(asked);
+        let query = encoded(&Frame::Query { number, body: body.clone() });
+        let answer = encoded(&Frame::Answer { number, more, body: body.clone() });
+        let mut both = Bytes::from([query.as_ref(), answer.as_ref()].concat());
+        let first = frame::decode(&mut both, MAX_PAYLOAD);
+        let second = frame::decode(&mut both, MAX_PAYLOAD);
+        let asked = matches!(first, Ok(Some(Frame::Query { number: n, body: b }))
+            if n == number && b == body);
+        let answered = matches!(second, Ok(Some(Frame::Answer { number: n, more: m, body: b }))
+            if n == number && m == more && b == body);
+        prop_assert!(asked && answered);
+        let cut = answer.len().saturating_sub(cut + 1);
+        let is_cut = decoded(&answer[..cut]).is_err() || cut == 0;
+        prop_assert!(is_cut);
     }
 }
 

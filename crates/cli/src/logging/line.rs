@@ -5,6 +5,7 @@
 
 use std::fmt::{self, Write as _};
 
+use serde_json::{Map, Value as Json};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 use tracing_subscriber::fmt::format::Writer;
@@ -136,6 +137,19 @@ impl Fields {
 
     fn iter(&self) -> impl Iterator<Item = (&'static str, &Value)> {
         self.rest.iter().map(|(key, value)| (*key, value))
+    }
+
+    /// The event's name, and its fields as JSON.
+    pub(super) fn into_json(self) -> (String, Map<String, Json>) {
+        let name = self.event.map(|name| name.as_str().to_owned());
+        let fields = self.rest.into_iter().map(|(key, value)| {
+            let value = match value {
+                Value::Text(text) => text.into(),
+                Value::Literal(literal) => serde_json::from_str(&literal).unwrap_or(Json::Null),
+            };
+            (key.to_owned(), value)
+        });
+        (name.unwrap_or_default(), fields.collect())
     }
 
     fn put(&mut self, field: &Field, value: Value) {

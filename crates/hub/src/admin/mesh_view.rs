@@ -1,4 +1,4 @@
-//! What the admin API shows of the other hubs: links, agents there, and the registry.
+//! What this hub knows of the others: links, agents there, and the registry.
 
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
@@ -6,25 +6,33 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::Scope;
+use super::view::ms;
 use crate::mesh::{LinkStatus, PeerStatus};
 use crate::registry::{RegistryHealth, Route};
 
+/// Routes that are shown.
+const MOST_ROUTES: usize = 1000;
+
 pub(super) fn describe(scope: &Scope) -> Value {
-    let links: Vec<_> = scope.mesh.hubs().iter().flat_map(links).collect();
-    let routes: Vec<_> = scope
-        .registry
-        .routes()
-        .all()
+    let routes = scope.registry.routes().all();
+    let shown: Vec<_> = routes
         .iter()
+        .take(MOST_ROUTES)
         .map(|one| route(one))
         .collect();
     json!({
         "mode": scope.health.mode().as_str(),
         "registry": registry(scope),
-        "links": links,
-        "routes": routes,
+        "links": links(scope),
+        "routes": shown,
+        "routes_total": routes.len(),
         "forwarded_flows": scope.forward.flows(),
     })
+}
+
+/// Every link, two for each hub.
+pub(super) fn links(scope: &Scope) -> Vec<Value> {
+    scope.mesh.hubs().iter().flat_map(both).collect()
 }
 
 fn registry(scope: &Scope) -> Value {
@@ -36,7 +44,7 @@ fn registry(scope: &Scope) -> Value {
     json!({ "state": state, "reason": reason })
 }
 
-fn links(peer: &PeerStatus) -> [Value; 2] {
+fn both(peer: &PeerStatus) -> [Value; 2] {
     let show = |direction: &str, link: &LinkStatus, error: Option<&String>| {
         json!({
             "peer": &*peer.peer,
@@ -47,8 +55,11 @@ fn links(peer: &PeerStatus) -> [Value; 2] {
             "since_sec": link.since.and_then(|since| {
                 SystemTime::now().duration_since(since).ok().map(|age| age.as_secs())
             }),
-            "rtt_ms": link.rtt.map(|rtt| rtt.as_micros() as f64 / 1e3),
+            "rtt_ms": ms(link.rtt),
             "flows": link.flows,
+            "queue_frames": peer.queue_frames,
+            "inflight_bytes": peer.inflight_bytes,
+            "reconnects": peer.reconnects,
             "last_error": error,
         })
     };
@@ -58,7 +69,8 @@ fn links(peer: &PeerStatus) -> [Value; 2] {
     ]
 }
 
-fn route(route: &Route) -> Value {
+/// A way to an agent of another hub.
+pub(super) fn route(route: &Route) -> Value {
     json!({
         "hub": &*route.hub,
         "agent_id": &*route.agent_id,

@@ -8,8 +8,14 @@ pub(super) enum Route<'a> {
     Status,
     Agents,
     Disconnect(&'a str),
+    Move(&'a str),
     Flows,
+    Flow(&'a str),
     Mesh,
+    Connectors,
+    Path(&'a str),
+    Events,
+    History,
     Config,
     Explain,
     OpenApi,
@@ -19,22 +25,30 @@ pub(super) enum Route<'a> {
 
 impl<'a> Route<'a> {
     pub(super) fn parse(path: &'a str) -> Option<Self> {
-        Some(match path.strip_prefix("/api/v1/")? {
-            "status" => Self::Status,
-            "agents" => Self::Agents,
-            "flows" => Self::Flows,
-            "mesh" => Self::Mesh,
-            "config" => Self::Config,
-            "policy/explain" => Self::Explain,
-            "openapi.json" => Self::OpenApi,
-            "reload" => Self::Reload,
-            "drain" => Self::Drain,
-            other => {
-                // Ids have no characters that a path would have to escape.
-                let id = other.strip_prefix("agents/")?.strip_suffix("/disconnect")?;
-                (!id.is_empty() && !id.contains('/')).then_some(Self::Disconnect(id))?
-            }
-        })
+        let path = path.strip_prefix("/api/v1/")?;
+        let mut parts = path.split('/');
+        // Names have no characters that a path would have to escape.
+        let mut name = || parts.next().filter(|part| !part.is_empty());
+        let route = match (name()?, name(), name()) {
+            ("status", None, None) => Self::Status,
+            ("agents", None, None) => Self::Agents,
+            ("agents", Some(id), Some("disconnect")) => Self::Disconnect(id),
+            ("agents", Some(id), Some("move")) => Self::Move(id),
+            ("flows", None, None) => Self::Flows,
+            ("flows", Some(cid), None) => Self::Flow(cid),
+            ("mesh", None, None) => Self::Mesh,
+            ("connectors", None, None) => Self::Connectors,
+            ("connectors", Some(connector), Some("path")) => Self::Path(connector),
+            ("events", None, None) => Self::Events,
+            ("history", None, None) => Self::History,
+            ("config", None, None) => Self::Config,
+            ("policy", Some("explain"), None) => Self::Explain,
+            ("openapi.json", None, None) => Self::OpenApi,
+            ("reload", None, None) => Self::Reload,
+            ("drain", None, None) => Self::Drain,
+            _ => return None,
+        };
+        (!path.ends_with('/') && parts.next().is_none()).then_some(route)
     }
 
     /// Reading changes nothing, acting does.
@@ -44,8 +58,42 @@ impl<'a> Route<'a> {
 
     pub(super) fn methods(self) -> &'static str {
         match self {
-            Self::Disconnect(_) | Self::Explain | Self::Reload | Self::Drain => "POST",
+            Self::Disconnect(_) | Self::Move(_) | Self::Explain | Self::Reload | Self::Drain => {
+                "POST"
+            }
             _ => "GET, HEAD",
+        }
+    }
+
+    /// Whether the hub answers for the others too. What concerns one process and its files it takes
+    /// from its own operator alone.
+    pub(super) fn is_of_cluster(self) -> bool {
+        !matches!(
+            self,
+            Self::Config | Self::Explain | Self::OpenApi | Self::Reload | Self::Drain
+        )
+    }
+
+    /// What its query may say besides `scope`.
+    pub(super) fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Agents => &["limit", "cursor", "agent", "connector", "hub"],
+            Self::Flows => &[
+                "limit",
+                "cursor",
+                "connector",
+                "agent",
+                "client",
+                "listener",
+                "hub",
+                "cid",
+                "state",
+            ],
+            Self::Path(_) => &["limit", "hub"],
+            Self::Events => &["limit", "since"],
+            Self::History => &["since"],
+            Self::Disconnect(_) | Self::Move(_) => &["hub"],
+            _ => &[],
         }
     }
 }
@@ -55,18 +103,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_description_names_every_path_and_its_method() {
+    fn the_description_names_every_path_its_method_and_its_query() {
         let document: serde_json::Value =
             serde_json::from_str(super::super::OPENAPI).expect("JSON");
         let paths = document["paths"].as_object().expect("paths");
-        assert_eq!(paths.len(), 10);
+        assert_eq!(paths.len(), 16);
+        let mut seen = Vec::new();
         for (path, methods) in paths {
             let route = Route::parse(path).unwrap_or_else(|| panic!("{path}"));
-            for method in methods.as_object().expect("methods").keys() {
+            seen.push(std::mem::discriminant(&route));
+            for (method, operation) in methods.as_object().expect("methods") {
                 let method = Method::from_bytes(method.to_uppercase().as_bytes());
                 assert!(route.takes(&method.expect("a method")), "{path}");
+                let parameters = operation["parameters"].as_array();
+                let query = parameters.into_iter().flatten().filter_map(|parameter| {
+                    let name = parameter["$ref"].as_str().map(|name| {
+                        let name = name.rsplit('/').next().unwrap_or_default();
+                        &document["components"]["parameters"][name]
+                    });
+                    let parameter = name.unwrap_or(parameter);
+                    (parameter["in"] == "query").then(|| parameter["name"].as_str())?
+                });
+                let mut told: Vec<_> = query.collect();
+                let mut known = route.keys().to_vec();
+                if route.is_of_cluster() {
+                    known.push("scope");
+                }
+                told.sort_unstable();
+                known.sort_unstable();
+                assert_eq!(told, known, "{path}");
             }
         }
+        seen.dedup();
+        assert_eq!(seen.len(), paths.len(), "two paths lead to one place");
     }
 
     #[test]
@@ -80,6 +149,9 @@ mod tests {
             "/api/v1/agents//disconnect",
             "/api/v1/agents/a/b/disconnect",
             "/api/v1/agents/disconnect",
+            "/api/v1/agents/a/move/",
+            "/api/v1/connectors/ldap",
+            "/api/v1/flows/a/b",
         ] {
             assert_eq!(Route::parse(path), None, "{path}");
         }

@@ -1,82 +1,117 @@
-//! What the admin API shows of the running hub.
+//! What this hub knows of itself and of its agents.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
 use super::Scope;
-use super::page::Page;
-use crate::router::Entry;
+use super::flow_view::state;
+use super::query::Query;
 use crate::tunnels::Session;
+
+/// Names of connectors that are shown, at most: agents may export any number.
+const MOST_CONNECTORS: usize = 1000;
 
 /// Adds listeners, connectors and totals to `status`.
 pub(super) fn describe(scope: &Scope, status: &mut Value) {
     let directory = scope.tunnels.directory();
-    let (sessions, flows) = (directory.sessions(), scope.router.flows());
-    let mut listeners = Vec::new();
-    let mut connectors = BTreeMap::<String, Connector>::new();
-    for listener in scope.listeners.lock().iter() {
-        let door = listener.door();
-        let name = door.connector.to_string();
-        connectors.entry(name).or_default().listeners += 1;
-        listeners.push(json!({
-            "name": &*door.name,
-            "address": listener.address(),
-            "connector": &*door.connector,
-        }));
-    }
-    for session in &sessions {
-        for name in session.exports().iter() {
-            let agents = &mut connectors.entry(name.clone()).or_default().agents;
-            if !agents.contains(&session.agent_id) {
-                agents.push(session.agent_id.clone());
-            }
-        }
-    }
+    let sessions = directory.sessions();
+    let listeners: Vec<_> = scope
+        .listeners
+        .lock()
+        .iter()
+        .map(|listener| {
+            let door = listener.door();
+            json!({
+                "name": &*door.name,
+                "address": listener.address(),
+                "connector": &*door.connector,
+            })
+        })
+        .collect();
     let mut states = BTreeMap::from([("opening", 0), ("open", 0), ("waiting", 0)]);
-    for entry in &flows {
-        let name = &entry.flow.label().connector;
-        connectors.entry(name.to_string()).or_default().flows += 1;
-        *states.entry(state(entry)).or_default() += 1;
+    for entry in scope.router.flows() {
+        *states.entry(state(&entry)).or_default() += 1;
     }
-    let connectors: Vec<_> = connectors.into_iter().map(Connector::show).collect();
+    let total: usize = states.values().sum();
     status["listeners"] = json!(listeners);
-    status["connectors"] = json!(connectors);
     status["agents"] = json!({ "total": directory.agents(), "tunnels": sessions.len() });
     status["flows"] = json!(states);
-    status["flows"]["total"] = flows.len().into();
+    status["flows"]["total"] = total.into();
+    status["flows"]["forwarded"] = scope.forward.flows().into();
 }
 
 /// A service, from both sides.
 #[derive(Default)]
 struct Connector {
-    listeners: usize,
+    listeners: Vec<Value>,
     agents: Vec<Arc<str>>,
-    flows: usize,
+    tunnels: usize,
 }
 
-impl Connector {
-    fn show((name, it): (String, Self)) -> Value {
+/// Every connector that has a listener or an agent here, by name.
+pub(super) fn connectors(scope: &Scope) -> Value {
+    let mut connectors = BTreeMap::<String, Connector>::new();
+    for listener in scope.listeners.lock().iter() {
+        let door = listener.door();
+        let connector = connectors.entry(door.connector.to_string()).or_default();
+        let shown = json!({ "name": &*door.name, "address": listener.address() });
+        connector.listeners.push(shown);
+    }
+    for session in scope.tunnels.directory().sessions() {
+        for name in session.exports().iter() {
+            let connector = connectors.entry(name.clone()).or_default();
+            connector.tunnels += 1;
+            connector.agents.push(session.agent_id.clone());
+        }
+    }
+    let is_cut = connectors.len() > MOST_CONNECTORS;
+    let measured: BTreeMap<_, _> = scope.metrics.connectors().into_iter().collect();
+    let shown = connectors.into_iter().take(MOST_CONNECTORS);
+    let shown = shown.map(|(name, mut connector)| {
+        connector.agents.sort_unstable();
+        connector.agents.dedup();
+        let counts = measured
+            .get(&name)
+            .map(|metrics| super::history::counts(metrics));
         json!({
             "name": name,
-            "listeners": it.listeners,
-            "agents": it.agents.len(),
-            "flows": it.flows,
+            "listeners": connector.listeners,
+            "agents": connector.agents.len(),
+            "tunnels": connector.tunnels,
+            "counts": counts,
         })
-    }
+    });
+    json!({ "connectors": shown.collect::<Vec<_>>(), "is_cut": is_cut })
 }
 
-/// Every agent with its tunnels, by id.
-pub(super) fn agents(scope: &Scope) -> Value {
+/// One page of the agents that have tunnels here, by id.
+pub(super) fn agents(scope: &Scope, query: &Query) -> Value {
+    let after = query.get("cursor").unwrap_or_default();
     let mut agents = BTreeMap::<Arc<str>, Vec<Arc<Session>>>::new();
     for session in scope.tunnels.directory().sessions() {
-        let own = agents.entry(session.agent_id.clone()).or_default();
-        own.push(session);
+        let exports = |name: &str| session.exports().iter().any(|one| one == name);
+        let wanted = *session.agent_id > *after
+            && query
+                .get("agent")
+                .is_none_or(|id| session.agent_id.contains(id))
+            && query.get("connector").is_none_or(exports);
+        if wanted {
+            let own = agents.entry(session.agent_id.clone()).or_default();
+            own.push(session);
+        }
     }
-    let agents: Vec<_> = agents.into_values().map(agent).collect();
-    json!({ "agents": agents })
+    let limit = query.limit();
+    let more = agents.len() > limit;
+    let page: Vec<_> = agents.into_values().take(limit).map(agent).collect();
+    let next = page.last().filter(|_| more).map(|last| &last["agent_id"]);
+    json!({
+        "next": next,
+        "total": scope.tunnels.directory().agents(),
+        "agents": page,
+    })
 }
 
 fn agent(mut sessions: Vec<Arc<Session>>) -> Value {
@@ -96,7 +131,8 @@ fn agent(mut sessions: Vec<Arc<Session>>) -> Value {
     })
 }
 
-fn tunnel(session: &Session) -> Value {
+/// A tunnel that ends here.
+pub(super) fn tunnel(session: &Session) -> Value {
     let link = session.link();
     let expires = session.token_expires();
     let expires = expires.duration_since(SystemTime::UNIX_EPOCH);
@@ -104,55 +140,16 @@ fn tunnel(session: &Session) -> Value {
         "remote": session.remote,
         "protocol": if link.is_v1() { 1 } else { 2 },
         "connected_sec": session.since.elapsed().as_secs(),
+        "epoch": session.epoch(),
         "flows": link.active_flows(),
         "takes_flows": link.takes_flows(),
-        "rtt_ms": link.rtt().map(|rtt| rtt.as_micros() as f64 / 1e3),
+        "rtt_ms": ms(link.rtt()),
+        "first_window": link.peer().first_window,
         "token_expires_at": expires.unwrap_or_default().as_secs(),
     })
 }
 
-/// One page of flows, the oldest first.
-pub(super) fn flows(scope: &Scope, page: &Page) -> Value {
-    let mut wanted = scope.router.flows();
-    wanted.retain(|entry| {
-        let holder = entry.client.holder();
-        let agent = holder.as_ref().map(|holder| &*holder.agent_id);
-        page.wants(&entry.flow.label().connector, agent)
-    });
-    wanted.sort_by_cached_key(|entry| (entry.flow.since(), entry.flow.cid().to_string()));
-    let part = wanted.iter().skip(page.offset).take(page.limit);
-    let flows: Vec<_> = part.map(|entry| flow(scope, entry)).collect();
-    json!({
-        "total": wanted.len(),
-        "limit": page.limit,
-        "offset": page.offset,
-        "flows": flows,
-    })
-}
-
-fn flow(scope: &Scope, entry: &Entry) -> Value {
-    let (label, progress) = (entry.flow.label(), entry.flow.progress());
-    json!({
-        "cid": entry.flow.cid().to_string(),
-        "connector": &*label.connector,
-        "listener": &*label.listener,
-        "client": &*label.client,
-        "agent_id": entry.client.holder().map(|holder| holder.agent_id.to_string()),
-        "hub": entry.client.place().as_deref(),
-        "state": state(entry),
-        "bytes_c2a": progress.bytes_c2a,
-        "bytes_a2c": progress.bytes_a2c,
-        "duration_ms": progress.duration_ms,
-        "idle_ms": scope.router.idle_ms(&entry.flow),
-        "held_bytes": entry.flow.held(),
-    })
-}
-
-/// Whether the target is connected yet, and whether a tunnel carries the flow now.
-fn state(entry: &Entry) -> &'static str {
-    match (entry.flow.link().is_some(), entry.client.is_open()) {
-        (false, _) => "waiting",
-        (true, false) => "opening",
-        (true, true) => "open",
-    }
+/// Milliseconds to the microsecond.
+pub(super) fn ms(duration: Option<Duration>) -> Option<f64> {
+    duration.map(|duration| duration.as_micros() as f64 / 1e3)
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::Hub;
+use crate::admin::{Admin, SAMPLE_PERIOD};
 use crate::mesh::Mesh;
 use crate::metrics::Metrics;
 use crate::registry::RegistryHealth;
@@ -63,6 +64,9 @@ impl Hub {
                 .run_until_cancelled_owned(watch_certificate(tls));
             self.tasks.spawn("certificates", watch);
         }
+        let sample = take_samples(self.admin.clone());
+        let sample = self.tasks.token().run_until_cancelled_owned(sample);
+        self.tasks.spawn("history", sample);
         let watch = watch_mesh_certificates(self.mesh.clone());
         let watch = self.tasks.token().run_until_cancelled_owned(watch);
         self.tasks.spawn("mesh_certificates", watch);
@@ -114,6 +118,18 @@ fn show_expiry(metrics: &Metrics, r#use: &str, end: Option<SystemTime>) {
     let left = end.duration_since(SystemTime::now()).unwrap_or_default();
     let expiry = &metrics.tunnels.cert_expiry;
     expiry.with([r#use]).set(left.as_secs_f64());
+}
+
+/// At whole multiples of the period, so that samples of different hubs are of the same time.
+async fn take_samples(admin: Arc<Admin>) {
+    let period = SAMPLE_PERIOD.as_millis();
+    loop {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let into = now.unwrap_or_default().as_millis() % period;
+        let left = u64::try_from(period - into).unwrap_or_default();
+        sleep(Duration::from_millis(left)).await;
+        admin.sample();
+    }
 }
 
 async fn watch_mesh_certificates(mesh: Arc<Mesh>) {

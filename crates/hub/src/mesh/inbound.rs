@@ -26,6 +26,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::credentials::Mutual;
 use super::links::{Claim, Conflict, Inward};
 use super::meter::LinkMeter;
+use super::questions::{self, Asker};
 use super::terms::Terms;
 use super::{GOODBYE, HANDSHAKE, Mesh, PLAIN, Peer, SEALED, is_orderly, link_config, log_down};
 use crate::forwarded::sender;
@@ -387,6 +388,7 @@ impl Guest {
             metrics: self.mesh.peer_metrics(&label),
             remote: self.remote,
             first_window: self.terms.first_window,
+            answers: hello.answers(),
             hub,
             label,
             proven,
@@ -401,6 +403,7 @@ impl Guest {
         let (mesh, peer) = (&self.mesh, Arc::new(peer));
         let events = Arc::new(Events {
             mesh: Arc::downgrade(mesh),
+            asker: Asker::new(&peer.hub),
             peer: peer.clone(),
         });
         let meter = LinkMeter::new(&mesh.metrics.mesh, &peer.metrics);
@@ -460,6 +463,7 @@ impl Guest {
 /// What the driver of a link that a peer dialed tells.
 struct Events {
     mesh: Weak<Mesh>,
+    asker: Asker,
     peer: Arc<Peer>,
 }
 
@@ -473,12 +477,16 @@ impl LinkEvents for Events {
     }
 
     fn on_control(&self, link: &Arc<Link>, frame: Frame) {
-        let Frame::GoAway { .. } = frame else {
-            self.on_protocol_error(link, "unexpected_frame");
-            return link.close(Reason::ProtocolError);
-        };
-        // The peer opens no more flows and closes the link when those there are have ended.
-        link.leave();
+        match frame {
+            // The peer opens no more flows and closes the link when those there are have ended.
+            Frame::GoAway { .. } => link.leave(),
+            frame => {
+                if !questions::heed(&self.mesh, link, &self.asker, frame) {
+                    self.on_protocol_error(link, "unexpected_frame");
+                    link.close(Reason::ProtocolError);
+                }
+            }
+        }
     }
 
     fn on_protocol_error(&self, link: &Arc<Link>, kind: &'static str) {

@@ -28,6 +28,18 @@ struct Outward {
     link: Arc<Link>,
     label: Arc<str>,
     host: Arc<str>,
+    answers: bool,
+}
+
+/// A hub that was dialed, before it is known whether it is who it says.
+pub(super) struct Dialed<'a> {
+    /// Its replica id.
+    pub(super) hub: &'a Arc<str>,
+    pub(super) label: &'a Arc<str>,
+    /// The host of its URL.
+    pub(super) host: Arc<str>,
+    /// Whether it answers questions.
+    pub(super) answers: bool,
 }
 
 /// A link that a peer dialed.
@@ -97,6 +109,18 @@ impl Links {
         link.takes_flows().then(|| link.clone())
     }
 
+    /// A link over which `hub` can be asked, whoever dialed it, and whether it answers.
+    pub(super) fn to_ask(&self, hub: &str) -> Option<(Arc<Link>, bool)> {
+        let standing = self.0.lock();
+        let outward = standing.outbound.get(hub);
+        let outward = outward.map(|one| (&one.link, one.answers));
+        let inward = standing.inbound.get(hub);
+        let inward = inward.map(|one| (&one.link, one.peer.answers));
+        let mut links = outward.into_iter().chain(inward);
+        let (link, answers) = links.find(|(link, _)| !link.is_closed())?;
+        Some((link.clone(), answers))
+    }
+
     /// Those that peers dialed.
     pub(super) fn inbound(&self) -> Vec<Inward> {
         self.0.lock().inbound.values().cloned().collect()
@@ -111,11 +135,15 @@ impl Links {
     /// A link that was dialed, to the hub that calls itself so.
     pub(super) fn enter_outbound(
         &self,
-        hub: &Arc<str>,
-        label: &Arc<str>,
-        host: Arc<str>,
+        dialed: Dialed<'_>,
         link: &Arc<Link>,
     ) -> Result<(), Conflict> {
+        let Dialed {
+            hub,
+            label,
+            host,
+            answers,
+        } = dialed;
         let mut standing = self.0.lock();
         if let Some(other) = standing.outbound.get(hub)
             && other.label != *label
@@ -138,6 +166,7 @@ impl Links {
             link: link.clone(),
             label: label.clone(),
             host,
+            answers,
         };
         standing.outbound.insert(hub.clone(), outward);
         Ok(())

@@ -56,7 +56,9 @@ fn place(frame: &Frame) -> usize {
         Frame::Pong(_) => 10,
         Frame::GoAway { .. } => 11,
         Frame::Detach { .. } => 12,
-        Frame::Update(_) | Frame::UpdateAck(_) | Frame::Token(_) | Frame::TokenAck(_) => 13,
+        Frame::Query { .. } => 13,
+        Frame::Answer { .. } => 14,
+        Frame::Update(_) | Frame::UpdateAck(_) | Frame::Token(_) | Frame::TokenAck(_) => 15,
     }
 }
 
@@ -133,6 +135,14 @@ mod tests {
             (Frame::Ping(1), "M_PING"),
             (Frame::Fin { id, offset: 0 }, "M_FIN"),
             (Frame::Token(bytes::Bytes::new()), "M_OTHER"),
+            (
+                Frame::Answer {
+                    number: 1,
+                    more: false,
+                    body: bytes::Bytes::new(),
+                },
+                "M_ANSWER",
+            ),
             (
                 Frame::Detach {
                     id,

@@ -16,8 +16,9 @@ use tokio::task::JoinHandle;
 
 use super::dial::{self, Way};
 use super::failure::{Failure, rest_after};
-use super::links::Conflict;
+use super::links::{Conflict, Dialed};
 use super::meter::LinkMeter;
+use super::questions::{self, Asker};
 use super::terms::{Configured, Terms, canonical};
 use super::{Mesh, NO_DEADLINE, is_orderly, link_config, see_off};
 use crate::metrics::PeerMetrics;
@@ -77,6 +78,7 @@ struct Up {
     hub: Arc<str>,
     version: String,
     sealed: bool,
+    answers: bool,
     driver: JoinHandle<LinkClosed>,
     goaways: mpsc::Receiver<Reason>,
     started: Instant,
@@ -240,9 +242,13 @@ impl Outbound {
         let ended = |_| Failure::Refused(Reason::Shutdown);
         let up = attempt.await.map_err(ended)??;
         let host = canonical(self.url.host()).into();
-        let entered = mesh
-            .links
-            .enter_outbound(&up.hub, &self.label, host, &up.link);
+        let dialed = Dialed {
+            hub: &up.hub,
+            label: &self.label,
+            host,
+            answers: up.answers,
+        };
+        let entered = mesh.links.enter_outbound(dialed, &up.link);
         if let Err(conflict) = entered {
             up.link.close(Reason::IdentityConflict);
             return Err(conflict.into());
@@ -290,8 +296,10 @@ impl Outbound {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (sender, goaways) = mpsc::channel(GOAWAYS);
+        let hub: Arc<str> = hello.hub.as_str().into();
         let events = Arc::new(Events {
             mesh: Arc::downgrade(mesh),
+            asker: Asker::new(&hub),
             goaways: sender,
         });
         let meter = LinkMeter::new(&mesh.metrics.mesh, &self.metrics);
@@ -299,7 +307,8 @@ impl Outbound {
         let (link, driver) = start(carrier, &config, &mesh.engine, events);
         Up {
             link,
-            hub: hello.hub.into(),
+            hub,
+            answers: hello.answers(),
             version: hello.version,
             sealed,
             driver: mesh.tasks.spawn("mesh_link", driver),
@@ -398,6 +407,7 @@ fn or_panic(closed: Result<LinkClosed, tokio::task::JoinError>) -> LinkClosed {
 /// What the driver of a link that we dialed tells.
 struct Events {
     mesh: Weak<Mesh>,
+    asker: Asker,
     goaways: mpsc::Sender<Reason>,
 }
 
@@ -408,13 +418,19 @@ impl LinkEvents for Events {
     }
 
     fn on_control(&self, link: &Arc<Link>, frame: Frame) {
-        let Frame::GoAway { reason, .. } = frame else {
-            self.on_protocol_error(link, "unexpected_frame");
-            return link.close(Reason::ProtocolError);
-        };
-        link.leave();
-        // Nobody reads a second one.
-        let _ = self.goaways.try_send(reason);
+        match frame {
+            Frame::GoAway { reason, .. } => {
+                link.leave();
+                // Nobody reads a second one.
+                let _ = self.goaways.try_send(reason);
+            }
+            frame => {
+                if !questions::heed(&self.mesh, link, &self.asker, frame) {
+                    self.on_protocol_error(link, "unexpected_frame");
+                    link.close(Reason::ProtocolError);
+                }
+            }
+        }
     }
 
     fn on_protocol_error(&self, link: &Arc<Link>, kind: &'static str) {

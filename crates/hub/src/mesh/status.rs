@@ -21,6 +21,12 @@ pub struct PeerStatus {
     pub outbound: LinkStatus,
     /// The link that it keeps to this hub.
     pub inbound: LinkStatus,
+    /// Frames that wait to be sent to it.
+    pub queue_frames: i64,
+    /// Bytes on their way to it that are not known to have arrived.
+    pub inflight_bytes: i64,
+    /// Links established again after a loss.
+    pub reconnects: u64,
     /// Why the outbound link is not up, or was lost last.
     pub last_error: Option<String>,
 }
@@ -78,6 +84,9 @@ impl Mesh {
                     }
                     None => LinkStatus::new("closed", None, None),
                 },
+                queue_frames: outbound.metrics.queue_frames.get(),
+                inflight_bytes: outbound.metrics.inflight_bytes.get(),
+                reconnects: outbound.metrics.reconnects.get(),
                 last_error: status.error.clone(),
             });
         }
@@ -89,6 +98,9 @@ impl Mesh {
                     hub: Some(inward.peer.hub.clone()),
                     outbound: LinkStatus::new("closed", None, None),
                     inbound: LinkStatus::new("established", Some(inward.since), Some(&inward.link)),
+                    queue_frames: inward.peer.metrics.queue_frames.get(),
+                    inflight_bytes: inward.peer.metrics.inflight_bytes.get(),
+                    reconnects: inward.peer.metrics.reconnects.get(),
                     last_error: None,
                 });
             }

@@ -10,7 +10,7 @@ use nowconnect_link::dial::WsUrl;
 use nowconnect_link::meter::Bounds;
 use nowconnect_proto::frame::MAX_PAYLOAD;
 use nowconnect_proto::hello::Instance;
-use nowconnect_proto::mesh_hello::MeshHello;
+use nowconnect_proto::mesh_hello::{MeshHello, QUERY};
 
 use super::MeshError;
 use crate::config::{HaMode, HubConfig};
@@ -86,7 +86,7 @@ impl Terms {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             initial_window: self.first_window,
             max_payload: self.max_payload,
-            features: Vec::new(),
+            features: vec![QUERY.to_owned()],
         }
     }
 

@@ -1,10 +1,14 @@
 //! Metrics of listeners and flows, by connector.
 
+use std::time::Duration;
+
 use nowconnect_link::counters::FlowCounters;
 use nowconnect_link::metrics::{Catalog, SecondsCounter, Vector};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
+
+use super::open_times::OpenTimes;
 
 /// Why a client was turned away: the values of `type` in `nowconnect_listener_errors_total`, and of
 /// `reason` in the logs.
@@ -189,6 +193,7 @@ impl FlowMetrics {
             bytes_a2c: self.bytes.with(["a2c", name]),
             duration: self.duration.with([name]),
             open_latency: self.open_latency.with([name]),
+            open_times: OpenTimes::default(),
             accept_errors: self.accept_errors.with([name]),
             errors: ListenerError::ALL.map(|e| self.listener_errors.with([name, e.as_str()])),
             queue_overflow: SIDES.map(|side| self.queue_overflow.with([side, name])),
@@ -219,8 +224,9 @@ pub struct ConnectorMetrics {
     pub bytes_a2c: Counter,
     /// Seconds from accept to close.
     pub duration: Histogram,
-    /// Seconds from accept to the agent's answer.
-    pub open_latency: Histogram,
+    open_latency: Histogram,
+    /// The same in a form that can be read.
+    pub open_times: OpenTimes,
     /// Failures of accept().
     pub accept_errors: Counter,
     /// Bytes that wait for clients' sockets.
@@ -232,6 +238,12 @@ pub struct ConnectorMetrics {
 }
 
 impl ConnectorMetrics {
+    /// Records how long a client waited for the agent's answer.
+    pub fn note_open(&self, waited: Duration) {
+        self.open_latency.observe(waited.as_secs_f64());
+        self.open_times.note(waited);
+    }
+
     /// Connections turned away for this reason.
     pub fn error(&self, kind: ListenerError) -> &Counter {
         &self.errors[kind as usize]

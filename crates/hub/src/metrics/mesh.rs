@@ -10,7 +10,7 @@ pub const LINK_STATES: [&str; 4] = ["connecting", "established", "backoff", "clo
 /// The modes of high availability.
 pub const HA_MODES: [&str; 3] = ["off", "shadow", "active"];
 /// The frames of a mesh link as they are counted.
-pub const FRAME_TYPES: [&str; 14] = [
+pub const FRAME_TYPES: [&str; 16] = [
     "M_HELLO",
     "M_HELLO_ACK",
     "M_OPEN",
@@ -24,6 +24,8 @@ pub const FRAME_TYPES: [&str; 14] = [
     "M_PONG",
     "M_GOAWAY",
     "M_DETACH",
+    "M_QUERY",
+    "M_ANSWER",
     "M_OTHER",
 ];
 /// Why a frame or a flow was held up or refused on a mesh link.

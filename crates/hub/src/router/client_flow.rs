@@ -103,7 +103,7 @@ impl ClientFlow {
     }
 
     /// The epoch under which the flow was last offered.
-    pub(super) fn epoch(&self) -> u64 {
+    pub fn epoch(&self) -> u64 {
         self.route.lock().epoch
     }
 
@@ -351,7 +351,7 @@ impl FlowEvents for ClientFlow {
         }
         let door = self.permit.door();
         let waited = flow.since().elapsed();
-        door.metrics.open_latency.observe(waited.as_secs_f64());
+        door.metrics.note_open(waited);
         let holder = self.holder();
         tracing::info!(
             event = "flow_opened",

@@ -4,7 +4,7 @@ use nowconnect_hub::admin::Order;
 use nowconnect_testkit::http::{self, Answer};
 use nowconnect_testkit::pattern::Pattern;
 use nowconnect_testkit::{anyhow, transfer, wait};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::agent::Process;
 use crate::rig::Rig;
@@ -41,10 +41,14 @@ async fn agents_and_flows_are_shown() {
         clients.push(client);
     }
     let status = get(&rig, "status").await;
-    assert_eq!(status["status"], "ready");
-    assert_eq!(status["connectors"][0]["name"], "echo");
-    assert_eq!(status["connectors"][0]["agents"], 1);
+    assert_eq!(status["hubs"][0]["status"], "ready");
     assert_eq!(status["flows"]["open"], 3);
+    assert_eq!(status["agents"]["total"], 1);
+    let connectors = get(&rig, "connectors").await;
+    let echo = &connectors["connectors"][0];
+    assert_eq!((&echo["name"], &echo["flows"]), (&"echo".into(), &3.into()));
+    assert_eq!(echo["hubs"][0]["agents"], 1);
+    assert_eq!(echo["hubs"][0]["counts"]["connections_total"], 3);
     let agents = get(&rig, "agents").await;
     let agent = &agents["agents"][0];
     assert_eq!(agent["agent_id"], "site-1");
@@ -54,20 +58,42 @@ async fn agents_and_flows_are_shown() {
     let all = get(&rig, "flows").await;
     assert_eq!(all["total"], 3);
     assert_eq!(all["flows"][0]["bytes_c2a"], 100);
-    let page = get(&rig, "flows?limit=1&offset=1&agent=site-1&connector=echo").await;
-    assert_eq!(page["total"], 3);
+    let mut seen = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let path = format!("flows?limit=1&agent=site-1&connector=echo&cursor={cursor}");
+        let page = get(&rig, &path).await;
+        seen.push(page["flows"][0]["cid"].clone());
+        match page["next"].as_str() {
+            Some(next) => cursor = next.to_owned(),
+            None => break,
+        }
+    }
+    let cids: Vec<_> = (0..3).map(|at| all["flows"][at]["cid"].clone()).collect();
+    assert_eq!(seen, cids, "the oldest first, each once");
+    assert_eq!(get(&rig, "flows?agent=site-2").await["flows"], json!([]));
+    let one = get(&rig, &format!("flows/{}", cids[0].as_str().unwrap())).await;
+    assert_eq!(one["flow"]["attempts"], 1);
+    assert_eq!(one["passing"], Value::Null);
+    let none = ask(
+        &rig,
+        "GET",
+        "flows/00000000-0000-7000-8000-000000000000",
+        &[],
+    )
+    .await;
+    assert_eq!(error(&none), (404, "unknown_flow".into()));
+    assert_eq!(error(&ask(&rig, "GET", "flows/x", &[]).await).0, 400);
+    let path = get(&rig, "connectors/echo/path").await;
+    let first = &path["paths"][0];
     assert_eq!(
-        page["flows"].as_array().unwrap()[..],
-        [all["flows"][1].clone()].map(|mut flow| {
-            // Time goes on between two looks.
-            for key in ["duration_ms", "idle_ms"] {
-                flow[key] = page["flows"][0][key].clone();
-            }
-            flow
-        })
+        (&first["state"], &first["preferred"]),
+        (&"complete".into(), &true.into())
     );
-    assert_eq!(get(&rig, "flows?agent=site-2").await["total"], 0);
-    assert_eq!(get(&rig, "mesh").await["mode"], "off");
+    assert_eq!(first["hops"].as_array().unwrap().len(), 5, "{path:#}");
+    let nowhere = get(&rig, "connectors/pg/path").await;
+    assert_eq!(nowhere["paths"][0]["reason"], "no_listener");
+    assert_eq!(get(&rig, "mesh").await["hubs"][0]["mode"], "off");
     let wrong = ask(&rig, "GET", "flows?limit=0", &[]).await;
     assert_eq!(error(&wrong), (400, "bad_query".into()));
 }
@@ -150,7 +176,7 @@ async fn a_draining_hub_still_answers_and_takes_no_orders() {
         .unwrap();
     let look = async {
         wait::until("the drain", async || {
-            anyhow::ensure!(get(&rig, "status").await["status"] == "draining");
+            anyhow::ensure!(get(&rig, "status").await["hubs"][0]["status"] == "draining");
             Ok(())
         })
         .await

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nowconnect_hub::mesh::{MeshEvents, Peer};
+use nowconnect_hub::mesh::{MeshEvents, Peer, Question};
 use nowconnect_link::session::{Link, LinkClosed};
 use nowconnect_proto::frame::Open;
 use nowconnect_proto::{FlowId, Reason};
@@ -19,6 +19,8 @@ struct Told(Sender<(String, Option<Reason>)>);
 
 impl MeshEvents for Told {
     fn on_open(&self, _: &Arc<Link>, _: &Arc<Peer>, _: FlowId, _: Open) {}
+
+    fn on_question(&self, _: Question) {}
 
     fn link_up(&self, hub: &str) {
         let _ = self.0.try_send((hub.to_owned(), None));

@@ -335,7 +335,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 self.peer_reason = Some(reason);
                 self.events.on_control(&self.link, frame);
             }
-            Frame::Update(_) | Frame::UpdateAck(_) | Frame::Token(_) | Frame::TokenAck(_) => {
+            Frame::Update(_)
+            | Frame::UpdateAck(_)
+            | Frame::Token(_)
+            | Frame::TokenAck(_)
+            | Frame::Query { .. }
+            | Frame::Answer { .. } => {
                 self.events.on_control(&self.link, frame);
             }
             Frame::Open { .. } | Frame::Hello(_) | Frame::HelloAck(_) => {

@@ -202,14 +202,15 @@ impl Hub {
         Ok(running)
     }
 
-    /// What its admin API tells of the mesh.
+    /// What its admin API tells of its own part of the mesh.
     ///
     /// # Errors
     /// When it does not answer.
     pub async fn mesh(&self) -> Result<Value> {
-        let answer = http::get(self.admin_addr()?, "/api/v1/mesh").await?;
+        let answer = http::get(self.admin_addr()?, "/api/v1/mesh?scope=hub").await?;
         ensure!(answer.status == 200, "{answer:?}");
-        Ok(serde_json::from_str(&answer.body)?)
+        let mut answer: Value = serde_json::from_str(&answer.body)?;
+        Ok(answer["hubs"][0].take())
     }
 
     /// Waits until `/readyz` tells this status.

@@ -54,7 +54,9 @@ impl Bridge {
             | Frame::TokenAck(_)
             | Frame::Ping(_)
             | Frame::Pong(_)
-            | Frame::GoAway { .. } => {}
+            | Frame::GoAway { .. }
+            | Frame::Query { .. }
+            | Frame::Answer { .. } => {}
         }
     }
 
