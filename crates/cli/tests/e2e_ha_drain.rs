@@ -183,6 +183,29 @@ async fn a_rolling_restart_fails_no_client_of_an_agent_at_one_hub() -> Result<()
     rolling_restart("first").await
 }
 
+/// A balancer that has not noticed the restart sends clients from the first moment on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_while_a_hub_starts_is_served_by_the_agents_of_others() -> Result<()> {
+    let mut pair = Pair::start(lab()?, "active").await?;
+    let _agent = pair.agent(&[&pair.b], "all").start().await?;
+    pair.wait_routes(&pair.a, 1).await?;
+    let addr = pair.a.listener_addr("echo")?;
+    for stream in 1..=3 {
+        pair.a.process().kill().await?;
+        pair.a.spawn_again()?;
+        let first = async || Ok(TcpStream::connect(addr).await?);
+        let mut client = until("an open port", first).await?;
+        echo(&mut client, Pattern(stream), 0, 1000).await?;
+        pair.a.wait_ready().await?;
+    }
+    let turned_away = [("connector", "echo"), ("type", "no_agent")];
+    let turned_away = pair
+        .a
+        .metric("nowconnect_listener_errors_total", &turned_away);
+    assert_eq!(turned_away.await?, 0.0);
+    Ok(())
+}
+
 /// The command of the operator, with flows that cross the mesh and must move with the agent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flows_of_other_hubs_leave_one_that_drains() -> Result<()> {

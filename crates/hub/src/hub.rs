@@ -20,6 +20,7 @@ use nowconnect_proto::Reason;
 use nowconnect_settings::{Effective, LogLevel};
 use parking_lot::Mutex;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Order, Orders, Recent, Scope, Token, TokenError};
 use crate::config::{AdminConfig, FapiMode, HubConfig, ListenerConfig};
@@ -111,6 +112,8 @@ pub struct Hub {
     tls: Option<Arc<PortTls>>,
     config: tokio::sync::Mutex<HubConfig>,
     listeners: Arc<Mutex<Vec<Listener>>>,
+    /// Cancelled once clients may come in.
+    settled: CancellationToken,
     admin: Arc<Admin>,
     orders: tokio::sync::Mutex<Orders>,
     http: Http,
@@ -255,6 +258,7 @@ impl Hub {
             http: ports.http(),
             config: tokio::sync::Mutex::new(config),
             listeners,
+            settled: CancellationToken::new(),
             admin,
             orders: tokio::sync::Mutex::new(orders),
             metrics,
@@ -329,7 +333,7 @@ impl Hub {
     }
 
     fn open(&self, bound: listener::Bound) -> Listener {
-        bound.start(&self.policy, &self.router, &self.tasks)
+        bound.start(&self.policy, &self.router, &self.settled, &self.tasks)
     }
 
     /// Where it listens now.

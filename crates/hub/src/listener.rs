@@ -163,8 +163,14 @@ impl Bound {
         })
     }
 
-    /// Starts to accept.
-    pub fn start(self, policy: &Arc<Policy>, router: &Arc<Router>, tasks: &Tasks) -> Listener {
+    /// Starts to accept once `opening` is cancelled. Those who connect earlier wait in the kernel.
+    pub fn start(
+        self,
+        policy: &Arc<Policy>,
+        router: &Arc<Router>,
+        opening: &CancellationToken,
+        tasks: &Tasks,
+    ) -> Listener {
         let stop = tasks.token();
         let Self {
             door,
@@ -184,7 +190,14 @@ impl Bound {
             router: router.clone(),
             tasks: tasks.clone(),
         };
-        let task = tasks.spawn("listener", reception.run(socket, stop.clone()));
+        let run = {
+            let (opening, stop) = (opening.clone(), stop.clone());
+            async move {
+                stop.run_until_cancelled(opening.cancelled()).await;
+                reception.run(socket, stop).await;
+            }
+        };
+        let task = tasks.spawn("listener", run);
         Listener {
             door: current,
             address,

@@ -24,13 +24,19 @@ const SETTLE: Duration = Duration::from_secs(3);
 const SETTLE_POLL: Duration = Duration::from_millis(20);
 
 impl Hub {
-    /// Lets `/readyz` tell that the hub is ready: once it knows of the agents of other hubs and has
-    /// links to them, or clients that a balancer sends would find no agent here that is there.
+    /// Lets clients in and `/readyz` tell that the hub is ready: once it knows of the agents of other
+    /// hubs and has links to them. Those who come earlier wait, or they would find no agent here that
+    /// is there: a balancer may not even have noticed that the hub was restarted.
     pub(super) fn settle(&self) {
-        if self.health.troubles().is_empty() {
-            return self.health.enter(Stage::Ready);
-        }
+        let (health, settled) = (self.health.clone(), self.settled.clone());
+        let enter = move || {
+            health.enter(Stage::Ready);
+            settled.cancel();
+        };
         let health = self.health.clone();
+        if health.troubles().is_empty() {
+            return enter();
+        }
         let settled = async move {
             let wait = async {
                 while !health.troubles().is_empty() {
@@ -38,7 +44,7 @@ impl Hub {
                 }
             };
             let _ = timeout(SETTLE, wait).await;
-            health.enter(Stage::Ready);
+            enter();
         };
         let stop = self.tasks.token();
         self.tasks

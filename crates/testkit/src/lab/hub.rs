@@ -382,8 +382,17 @@ impl Hub {
     /// # Errors
     /// When it does not come up again.
     pub async fn start_again(&mut self) -> Result<()> {
-        self.process = Process::spawn(&self.name, &mut self.respawn, &self.dir)?;
+        self.spawn_again()?;
         self.wait_ready().await
+    }
+
+    /// The same without waiting until it is ready.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_again(&mut self) -> Result<()> {
+        self.process = Process::spawn(&self.name, &mut self.respawn, &self.dir)?;
+        Ok(())
     }
 
     /// The process, to signal it or to wait for its end.
