@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -128,6 +129,20 @@ pub struct Target {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// Header that tells it who the client is.
+    pub proxy_protocol: ProxyProtocol,
+}
+
+choices! {
+    /// `targets.<name>.proxy_protocol`.
+    pub enum ProxyProtocol {
+        /// None: the target sees the agent.
+        Off = "off",
+        /// Version 1 (text).
+        V1 = "v1",
+        /// Version 2 (binary).
+        V2 = "v2",
+    }
 }
 
 /// `limits`: bounds on flows.
@@ -137,6 +152,8 @@ pub struct LimitsConfig {
     pub idle_timeout: Option<Duration>,
     /// How long a target is dialed.
     pub connect_timeout: Duration,
+    /// Dials of one target that may begin in a second; `None` = no limit.
+    pub max_dials_per_sec: Option<NonZeroU32>,
     /// Frames queued per flow in protocol version 1.
     pub queue_depth_per_cid: usize,
     /// Flows at one time.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use nowconnect_link::counters::Engine;
 use nowconnect_link::endpoint::{FlowEvents, SocketFlow, Summary};
-use nowconnect_link::flows::FlowTable;
+use nowconnect_link::flows::{FlowTable, Place};
 use nowconnect_link::metrics::OTHER;
 use nowconnect_link::quiet::Quiet;
 use nowconnect_link::session::Link;
@@ -15,11 +15,12 @@ use nowconnect_link::tasks::Tasks;
 use nowconnect_proto::flow::Ending;
 use nowconnect_proto::frame::{Open, OpenMode};
 use nowconnect_proto::{FlowId, Reason};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::config::LimitsConfig;
 use crate::metrics::Metrics;
-use crate::targets::{Destination, Targets};
+use crate::targets::{Destination, DialFailure, Targets};
 
 /// How often idle flows and those without a path are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -168,8 +169,8 @@ impl Flows {
         let counters = self.metrics.connector(&open.connector);
         let events = Arc::clone(self) as Arc<dyn FlowEvents>;
         let flow = SocketFlow::target(open, &self.engine, counters.flow.clone(), events);
-        self.table
-            .insert(&flow, limits.idle_timeout.unwrap_or_default());
+        let idle_timeout = limits.idle_timeout.unwrap_or_default();
+        let place = self.table.insert(&flow, idle_timeout);
         counters.connections.inc();
         counters.active.inc();
         // From here on the flow ends through `closed` and `over`, which takes it out again.
@@ -177,22 +178,38 @@ impl Flows {
             flow.expire(reason);
             return Err(reason);
         }
-        let dial = Arc::clone(self).dial(flow, target, limits.connect_timeout);
+        let dial = Arc::clone(self).dial(flow, place, target, limits.connect_timeout);
         self.dials.spawn("dial", dial);
         Ok(())
     }
 
+    /// `place` keeps a flow that was reset among those that count until its dial and socket are gone.
     async fn dial(
         self: Arc<Self>,
         flow: Arc<SocketFlow>,
+        place: Arc<Place>,
         target: Arc<Destination>,
         limit: Duration,
     ) {
+        let label = flow.label();
         let dialed = tokio::select! {
             biased;
-            () = flow.closed() => return,
-            dialed = target.dial(limit) => dialed,
+            () = flow.closed() => None,
+            dialed = target.dial(limit, &label.client, &label.destination) => Some(dialed),
         };
+        if let Some(dialed) = dialed {
+            self.dialed(&flow, &target, dialed);
+        }
+        drop(place);
+        self.ended.notify_waiters();
+    }
+
+    fn dialed(
+        &self,
+        flow: &Arc<SocketFlow>,
+        target: &Destination,
+        dialed: Result<TcpStream, DialFailure>,
+    ) {
         let label = flow.label();
         let counters = self.metrics.connector(&label.connector);
         match dialed {
@@ -299,7 +316,7 @@ impl FlowEvents for Flows {
     fn closed(&self, flow: &Arc<SocketFlow>, summary: Summary) {
         let reset = flow.is_opened() && matches!(summary.ending, Ending::Local(_));
         self.table.remember_ended(flow.cid(), flow.attempt(), reset);
-        self.table.note_closed();
+        self.table.note_closed(flow.cid());
         let reason = summary.reason();
         if reason == Reason::ResumeExpired {
             self.metrics.expired.inc();

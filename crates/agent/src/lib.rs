@@ -9,6 +9,7 @@ pub mod health;
 mod keeper;
 mod leaving;
 pub mod metrics;
+mod proxy_header;
 mod renewal;
 mod round;
 mod standing;

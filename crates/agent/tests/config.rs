@@ -66,6 +66,7 @@ fn the_documented_example_loads() {
     let target = |host: &str, port| Target {
         host: host.into(),
         port,
+        proxy_protocol: ProxyProtocol::Off,
     };
     assert_eq!(agent.targets["ldap"], target("dc1.corp.local", 636));
     assert_eq!(agent.targets["pg"], target("10.0.0.5", 5432));
@@ -149,6 +150,9 @@ fn every_documented_variable_has_its_effect() {
             c.targets["ldap"].host == "::1"
         }),
         ("NC_TARGET_ldap_PORT", "9", |c| c.targets["ldap"].port == 9),
+        ("NC_TARGET_ldap_PROXY_PROTOCOL", "v2", |c| {
+            c.targets["ldap"].proxy_protocol == ProxyProtocol::V2
+        }),
     ];
     let around = [
         PG[0],

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -98,6 +99,8 @@ pub struct ListenerConfig {
     pub allow_cidrs: Vec<IpNet>,
     /// Connections at one time; `None` = no limit of its own.
     pub max_conn: Option<usize>,
+    /// Connections let in per second; `None` = no limit of its own.
+    pub max_opens_per_sec: Option<NonZeroU32>,
     /// Idle time after which a flow is closed: its own or `limits.idle_timeout_ms`; `None` = never.
     pub idle_timeout: Option<Duration>,
     /// PROXY protocol header expected from trusted balancers.
@@ -157,6 +160,12 @@ pub struct LimitsConfig {
     pub max_conn_total: usize,
     /// Flows at one time per client address; `None` = no limit.
     pub max_conn_per_client: Option<usize>,
+    /// Flows opened per second; `None` = no limit.
+    pub max_opens_per_sec: Option<NonZeroU32>,
+    /// Flows opened per second and client address; `None` = no limit.
+    pub max_opens_per_sec_per_client: Option<NonZeroU32>,
+    /// Tokens of agents judged per second; `None` = no limit.
+    pub max_handshakes_per_sec: Option<NonZeroU32>,
     /// Bytes that all flows together may make this process hold.
     pub memory_budget: usize,
     /// How long a flow without a path is kept.

@@ -287,7 +287,7 @@ impl Reception {
             });
             return;
         }
-        match self.policy.admit(peer, &door) {
+        match self.policy.admit(peer, stream.local_addr().ok(), &door) {
             Ok(permit) => self.router.open(permit, stream),
             Err(_) => reset(stream),
         }

@@ -1,27 +1,35 @@
-//! Who may open a flow: client networks, the PROXY header of balancers, and how many at one time.
+//! Who may open a flow: client networks, the PROXY header of balancers, how many at one time, and
+//! how many in a second.
 //!
 //! The outcome is a [`Permit`]. Only this module can make one and the router demands it, so nothing
 //! reaches an agent that was not judged here.
 
+mod clients;
 mod door;
 pub(crate) mod proxy;
 mod slots;
 mod standing;
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use nowconnect_proto::bucket::Bucket;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use crate::config::{HubConfig, ProxyProtocol};
 use crate::metrics::ListenerError;
 
+pub(crate) use clients::{Client, ClientBuckets};
 pub use door::Door;
 pub use proxy::{HEADER_DEADLINE, ProxyError};
 pub use standing::{Admission, Count, Standing};
+
+use proxy::Announced;
 
 use slots::{Gate, Slot};
 pub(crate) use slots::{KeyedGate, KeyedSlot};
@@ -33,6 +41,8 @@ struct Rules {
     trusted_proxies: Vec<IpNet>,
     max_total: usize,
     max_per_client: usize,
+    opens_per_sec: Option<NonZeroU32>,
+    opens_per_client: Option<NonZeroU32>,
 }
 
 impl Rules {
@@ -42,6 +52,8 @@ impl Rules {
             trusted_proxies: config.tunnel.trusted_proxies.clone(),
             max_total: config.limits.max_conn_total,
             max_per_client: config.limits.max_conn_per_client.unwrap_or(usize::MAX),
+            opens_per_sec: config.limits.max_opens_per_sec,
+            opens_per_client: config.limits.max_opens_per_sec_per_client,
         }
     }
 }
@@ -51,21 +63,37 @@ impl Rules {
 pub struct Policy {
     rules: ArcSwap<Rules>,
     total: Gate,
-    clients: KeyedGate<IpAddr>,
+    clients: KeyedGate<Client>,
+    opens: Mutex<Bucket>,
+    client_opens: Mutex<ClientBuckets>,
+    since: Instant,
+}
+
+/// The two ends of a client's connection; never IPv4-mapped IPv6.
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    client: SocketAddr,
+    destination: Option<SocketAddr>,
 }
 
 /// Proof that a client was let in, and its place in every count until that is released or dropped.
 #[derive(Debug)]
 pub struct Permit {
-    client: SocketAddr,
+    ends: Ends,
     door: Arc<Door>,
-    places: Mutex<Option<(Slot, Slot, KeyedSlot<IpAddr>)>>,
+    places: Mutex<Option<(Slot, Slot, KeyedSlot<Client>)>>,
 }
 
 impl Permit {
     /// The client's own address, from the PROXY header where one is due; never IPv4-mapped IPv6.
     pub fn client(&self) -> SocketAddr {
-        self.client
+        self.ends.client
+    }
+
+    /// The address that the client connected to, from the PROXY header where one is due; `None` when
+    /// the connection was gone too soon to tell. Never IPv4-mapped IPv6.
+    pub fn destination(&self) -> Option<SocketAddr> {
+        self.ends.destination
     }
 
     /// The client is gone: makes room for the next one, whoever still holds the permit.
@@ -90,6 +118,9 @@ impl Policy {
             rules: ArcSwap::from_pointee(rules),
             total: Gate::default(),
             clients: KeyedGate::default(),
+            opens: Mutex::default(),
+            client_opens: Mutex::default(),
+            since: Instant::now(),
         }
     }
 
@@ -115,15 +146,23 @@ impl Policy {
         within(&self.rules.load().allow, client.to_canonical())
     }
 
-    /// Judges a connection that `peer` opened at `door`.
+    /// Judges a connection that `peer` opened to `local` at `door`.
     ///
     /// # Errors
     /// Why the client is turned away; `door` has counted and logged it.
-    pub fn admit(&self, peer: SocketAddr, door: &Arc<Door>) -> Result<Permit, ListenerError> {
-        let client = canonical(peer);
+    pub fn admit(
+        &self,
+        peer: SocketAddr,
+        local: Option<SocketAddr>,
+        door: &Arc<Door>,
+    ) -> Result<Permit, ListenerError> {
+        let ends = Ends {
+            client: canonical(peer),
+            destination: local.map(canonical),
+        };
         self.reserve(door)
-            .and_then(|places| self.let_in(client, door, places))
-            .inspect_err(|why| door.turn_away(client, *why))
+            .and_then(|places| self.let_in(ends, door, places))
+            .inspect_err(|why| door.turn_away(ends.client, *why))
     }
 
     /// Judges a connection at a door where balancers announce the client in a PROXY header, and
@@ -137,10 +176,13 @@ impl Policy {
         peer: SocketAddr,
         door: &Arc<Door>,
     ) -> Result<Permit, ListenerError> {
-        let peer = canonical(peer);
-        self.announced(stream, peer, door)
+        let balancer = canonical(peer);
+        let (ends, places) = self
+            .announced(stream, balancer, door)
             .await
-            .inspect_err(|why| door.turn_away(peer, *why))
+            .inspect_err(|why| door.turn_away(balancer, *why))?;
+        self.let_in(ends, door, places)
+            .inspect_err(|why| door.turn_away(ends.client, *why))
     }
 
     /// Whether the door wants [`Policy::admit_proxied`].
@@ -153,7 +195,7 @@ impl Policy {
         stream: &mut TcpStream,
         peer: SocketAddr,
         door: &Arc<Door>,
-    ) -> Result<Permit, ListenerError> {
+    ) -> Result<(Ends, (Slot, Slot)), ListenerError> {
         let rules = self.rules.load_full();
         if !rules
             .trusted_proxies
@@ -169,7 +211,20 @@ impl Policy {
             tracing::debug!(event = "proxy_header_refused", listener = %door.name, peer = %peer, %error);
             ListenerError::ProxyHeader
         })?;
-        self.let_in(announced.map_or(peer, canonical), door, places)
+        let ends = match announced {
+            Some(Announced {
+                client,
+                destination,
+            }) => Ends {
+                client: canonical(client),
+                destination: Some(canonical(destination)),
+            },
+            None => Ends {
+                client: peer,
+                destination: stream.local_addr().ok().map(canonical),
+            },
+        };
+        Ok((ends, places))
     }
 
     fn reserve(&self, door: &Door) -> Result<(Slot, Slot), ListenerError> {
@@ -187,23 +242,45 @@ impl Policy {
 
     fn let_in(
         &self,
-        client: SocketAddr,
+        ends: Ends,
         door: &Arc<Door>,
         (all, own): (Slot, Slot),
     ) -> Result<Permit, ListenerError> {
-        if !self.allows(client.ip(), door) {
+        let address = ends.client.ip();
+        if !self.allows(address, door) {
             return Err(ListenerError::CidrBlocked);
         }
-        let limit = self.rules.load().max_per_client;
+        let rules = self.rules.load();
+        let client = Client::from(address);
         let place = self
             .clients
-            .take(client.ip(), limit)
+            .take(client, rules.max_per_client)
             .ok_or(ListenerError::MaxConnClient)?;
+        self.pace(client, door, &rules)?;
         Ok(Permit {
-            client,
+            ends,
             door: door.clone(),
             places: Mutex::new(Some((all, own, place))),
         })
+    }
+
+    /// Takes a token of every bucket. The client's own comes first: whoever is too fast takes none of
+    /// the others'.
+    fn pace(&self, client: Client, door: &Door, rules: &Rules) -> Result<(), ListenerError> {
+        let now = self.since.elapsed();
+        if let Some(rate) = rules.opens_per_client {
+            let taken = self.client_opens.lock().take(client, now, rate);
+            taken.map_err(|_| ListenerError::MaxOpensClient)?;
+        }
+        if let Some(rate) = door.rules.load().max_opens_per_sec {
+            let taken = door.opens.lock().take(now, rate);
+            taken.map_err(|_| ListenerError::MaxOpensListener)?;
+        }
+        if let Some(rate) = rules.opens_per_sec {
+            let taken = self.opens.lock().take(now, rate);
+            taken.map_err(|_| ListenerError::MaxOpensTotal)?;
+        }
+        Ok(())
     }
 }
 
@@ -231,6 +308,8 @@ mod tests {
             trusted_proxies: vec!["127.0.0.0/8".parse().expect("a network")],
             max_total: 3,
             max_per_client: 2,
+            opens_per_sec: None,
+            opens_per_client: None,
         }
     }
 
@@ -241,6 +320,7 @@ mod tests {
             connector: "ldap".into(),
             allow_cidrs: Vec::new(),
             max_conn: None,
+            max_opens_per_sec: None,
             idle_timeout: None,
             proxy_protocol: ProxyProtocol::Off,
         };
@@ -252,31 +332,32 @@ mod tests {
         SocketAddr::new(address.parse().expect("an address"), 40000)
     }
 
+    fn admit(policy: &Policy, who: &str, door: &Arc<Door>) -> Result<Permit, ListenerError> {
+        policy.admit(from(who), Some(from("192.0.2.99")), door)
+    }
+
     #[test]
     fn an_address_must_be_within_both_lists() {
         let policy = Policy::with(rules());
         let all = door(|_| ());
-        assert!(policy.admit(from("192.0.2.1"), &all).is_ok());
-        let blocked = policy.admit(from("198.51.100.1"), &all);
+        assert!(admit(&policy, "192.0.2.1", &all).is_ok());
+        let blocked = admit(&policy, "198.51.100.1", &all);
         assert_eq!(blocked.err(), Some(ListenerError::CidrBlocked));
         let narrow =
             door(|config| config.allow_cidrs = vec!["192.0.2.7/32".parse().expect("a network")]);
-        assert!(policy.admit(from("192.0.2.7"), &narrow).is_ok());
-        assert!(policy.admit(from("192.0.2.8"), &narrow).is_err());
+        assert!(admit(&policy, "192.0.2.7", &narrow).is_ok());
+        assert!(admit(&policy, "192.0.2.8", &narrow).is_err());
         assert_eq!(narrow.metrics.error(ListenerError::CidrBlocked).get(), 1);
     }
 
     #[test]
     fn a_mapped_address_is_the_address_it_maps() {
         let policy = Policy::with(rules());
-        let permit = policy
-            .admit(from("::ffff:192.0.2.1"), &door(|_| ()))
+        let permit = admit(&policy, "::ffff:192.0.2.1", &door(|_| ()))
             .expect("let in");
         assert_eq!(permit.client(), from("192.0.2.1"));
         assert!(
-            policy
-                .admit(from("::ffff:198.51.100.1"), &door(|_| ()))
-                .is_err()
+            admit(&policy, "::ffff:198.51.100.1", &door(|_| ())).is_err()
         );
     }
 
@@ -284,18 +365,18 @@ mod tests {
     fn every_limit_has_its_own_reason_and_a_refusal_holds_no_place() {
         let policy = Policy::with(rules());
         let (wide, narrow) = (door(|_| ()), door(|config| config.max_conn = Some(1)));
-        let refused = |at: &Arc<Door>, who: &str| policy.admit(from(who), at).err();
-        let first = policy.admit(from("192.0.2.1"), &narrow).expect("let in");
+        let refused = |at: &Arc<Door>, who: &str| admit(&policy, who, at).err();
+        let first = admit(&policy, "192.0.2.1", &narrow).expect("let in");
         assert_eq!(
             refused(&narrow, "192.0.2.2"),
             Some(ListenerError::MaxConnListener)
         );
-        let second = policy.admit(from("192.0.2.1"), &wide).expect("let in");
+        let second = admit(&policy, "192.0.2.1", &wide).expect("let in");
         assert_eq!(
             refused(&wide, "192.0.2.1"),
             Some(ListenerError::MaxConnClient)
         );
-        let _third = policy.admit(from("192.0.2.2"), &wide).expect("let in");
+        let _third = admit(&policy, "192.0.2.2", &wide).expect("let in");
         assert_eq!(
             refused(&wide, "192.0.2.3"),
             Some(ListenerError::MaxConnTotal)
@@ -309,16 +390,16 @@ mod tests {
     fn new_rules_hold_for_the_next_client() {
         let policy = Policy::with(rules());
         let door = door(|_| ());
-        let permit = policy.admit(from("192.0.2.1"), &door).expect("let in");
+        let permit = admit(&policy, "192.0.2.1", &door).expect("let in");
         policy.rules.store(Arc::new(Rules {
             allow: vec![],
             max_total: 1,
             ..rules()
         }));
-        let next = policy.admit(from("198.51.100.1"), &door);
+        let next = admit(&policy, "198.51.100.1", &door);
         assert_eq!(next.err(), Some(ListenerError::MaxConnTotal));
         drop(permit);
-        assert!(policy.admit(from("198.51.100.1"), &door).is_ok());
+        assert!(admit(&policy, "198.51.100.1", &door).is_ok());
     }
 
     #[tokio::test]

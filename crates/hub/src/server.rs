@@ -9,7 +9,7 @@ mod health;
 mod mesh;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::{Method, Request, StatusCode};
@@ -72,6 +72,11 @@ pub(crate) trait Respond: Send + Sync + 'static {
     /// Where requests that are none are counted.
     fn metrics(&self) -> &Metrics;
 
+    /// Whether `peer` is an ingress, whose many connections are those of others.
+    fn is_proxy(&self, _peer: IpAddr) -> bool {
+        false
+    }
+
     /// A connection ended before there was a request.
     fn tls_failed(&self, peer: SocketAddr, error: &io::Error) {
         tracing::debug!(event = "tls_failed", %peer, %error);
@@ -98,6 +103,12 @@ impl Respond for Surface {
 
     fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    fn is_proxy(&self, peer: IpAddr) -> bool {
+        self.tunnels
+            .as_ref()
+            .is_some_and(|tunnels| tunnels.is_proxy(peer))
     }
 }
 

@@ -4,17 +4,18 @@ mod directory;
 mod gate;
 mod newcomer;
 mod session;
+mod shedder;
 mod terms;
 mod uptime;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use nowconnect_link::counters::Engine;
@@ -25,11 +26,11 @@ use nowconnect_proto::Reason;
 use parking_lot::Mutex;
 use tokio::time::interval;
 
-use crate::auth::{Rejection, Verifier};
+use crate::auth::{Identity, Rejection, Verifier, bearer};
 use crate::config::HubConfig;
 use crate::forwarded::sender;
 use crate::metrics::Metrics;
-use crate::policy::KeyedGate;
+use crate::policy::{Client, KeyedGate};
 use crate::registry::{Owner, Registry};
 
 pub use directory::Directory;
@@ -37,6 +38,7 @@ pub use gate::Gate;
 pub use session::Session;
 
 use newcomer::Newcomer;
+use shedder::{Shed, Shedder};
 use terms::Terms;
 
 /// The subprotocol of version 2; an agent that does not offer it speaks version 1.
@@ -57,6 +59,8 @@ pub struct Tunnels {
     terms: ArcSwap<Terms>,
     gate: Gate,
     places: KeyedGate<Arc<str>>,
+    shedder: Mutex<Shedder>,
+    since: Instant,
     registry: Arc<Registry>,
     directory: Directory,
     engine: Arc<Engine>,
@@ -84,6 +88,8 @@ impl Tunnels {
             terms: ArcSwap::from_pointee(Terms::of(config)),
             gate,
             places: KeyedGate::default(),
+            shedder: Mutex::default(),
+            since: Instant::now(),
             registry,
             directory: Directory::default(),
             arrival: OnceLock::new(),
@@ -150,10 +156,7 @@ impl Tunnels {
         let terms = self.terms.load_full();
         let remote = sender(peer, request.headers(), &terms.trusted_proxies);
         self.welcome(certified || !terms.certificates)?;
-        let identity = match self.gate.authenticate(request.headers()).await {
-            Ok(identity) => identity,
-            Err(rejection) => return Err(self.reject(&rejection, &remote)),
-        };
+        let identity = self.identify(request.headers(), remote, &terms).await?;
         let place = self
             .places
             .take(identity.agent_id.as_str().into(), TUNNELS_PER_AGENT);
@@ -178,6 +181,62 @@ impl Tunnels {
             drop(place);
         });
         Ok(response)
+    }
+
+    /// Whose token this is. Only so many are judged in a second; the others hear when to come back.
+    async fn identify(
+        &self,
+        headers: &HeaderMap,
+        remote: IpAddr,
+        terms: &Terms,
+    ) -> Result<Identity, Refusal> {
+        let token = bearer(headers).map_err(|rejection| self.reject(&rejection, &remote))?;
+        let client = Client::from(remote);
+        if let Some(rate) = terms.max_handshakes_per_sec {
+            let judged =
+                self.shedder
+                    .lock()
+                    .admit(client, self.since.elapsed(), rate, rand::random());
+            judged.map_err(|shed| self.shed(shed, remote))?;
+        }
+        self.gate.verify(token).await.map_err(|rejection| {
+            if !rejection.reason.is_temporary() {
+                self.shedder.lock().note_failed(client, self.since.elapsed());
+            }
+            self.reject(&rejection, &remote)
+        })
+    }
+
+    fn shed(&self, shed: Shed, remote: IpAddr) -> Refusal {
+        let reason = shed.reason();
+        self.metrics.tunnels.handshakes_shed.with([reason]).inc();
+        let (status, wait, detail) = match shed {
+            Shed::Rate(wait) => {
+                let detail = "too many agents come at once (limits.max_handshakes_per_sec)";
+                (StatusCode::SERVICE_UNAVAILABLE, wait, detail)
+            }
+            Shed::Failures(wait) => {
+                let detail = "too many bad tokens came from this address a moment ago";
+                (StatusCode::TOO_MANY_REQUESTS, wait, detail)
+            }
+        };
+        if let Some(suppressed) = self.pass(reason) {
+            tracing::warn!(
+                event = "handshakes_shed",
+                %remote,
+                reason,
+                retry_after_sec = wait.as_secs(),
+                suppressed,
+            );
+        }
+        Refusal::new(status, "busy", detail).retry_after(wait)
+    }
+
+    /// Whether the sender of a connection is a proxy that stands for many.
+    pub(crate) fn is_proxy(&self, peer: IpAddr) -> bool {
+        let terms = self.terms.load();
+        let mut proxies = terms.trusted_proxies.iter();
+        proxies.any(|network| network.contains(&peer.to_canonical()))
     }
 
     fn welcome(&self, certified: bool) -> Result<(), Refusal> {

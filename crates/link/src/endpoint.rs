@@ -93,6 +93,7 @@ impl SocketFlow {
             connector: open.connector.as_str().into(),
             listener: open.listener.as_str().into(),
             client: open.client.as_str().into(),
+            destination: open.destination.as_str().into(),
         };
         Self::new(
             open.cid,

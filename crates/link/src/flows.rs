@@ -20,7 +20,7 @@ const REMEMBERED: usize = 32_768;
 pub struct FlowTable {
     engine: Arc<Engine>,
     flows: Mutex<HashMap<Cid, Entry>>,
-    live: AtomicUsize,
+    live: Arc<AtomicUsize>,
     ended: Mutex<Ended>,
 }
 
@@ -56,6 +56,18 @@ impl Ended {
 struct Entry {
     flow: Arc<SocketFlow>,
     idle_timeout: Option<Duration>,
+    place: Option<Arc<Place>>,
+}
+
+/// A flow's place among those that are counted, held until it has closed and everybody else who
+/// still works for it has let go.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl FlowTable {
@@ -65,22 +77,26 @@ impl FlowTable {
         Self {
             engine: Arc::clone(engine),
             flows: Mutex::default(),
-            live: AtomicUsize::new(0),
+            live: Arc::default(),
             ended: Mutex::default(),
         }
     }
 
-    /// Adds a flow, which is ended when nothing moves for `idle_timeout` (zero: never).
-    pub fn insert(&self, flow: &Arc<SocketFlow>, idle_timeout: Duration) {
+    /// Adds a flow, which is ended when nothing moves for `idle_timeout` (zero: never). It counts
+    /// until it closed and the place that is returned was dropped.
+    pub fn insert(&self, flow: &Arc<SocketFlow>, idle_timeout: Duration) -> Arc<Place> {
         let idle_timeout = (!idle_timeout.is_zero()).then_some(idle_timeout);
         self.live.fetch_add(1, Ordering::Relaxed);
+        let place = Arc::new(Place(Arc::clone(&self.live)));
         self.flows.lock().insert(
             flow.cid(),
             Entry {
                 flow: Arc::clone(flow),
                 idle_timeout,
+                place: Some(Arc::clone(&place)),
             },
         );
+        place
     }
 
     /// The flow of that name.
@@ -92,12 +108,13 @@ impl FlowTable {
             .map(|entry| Arc::clone(&entry.flow))
     }
 
-    /// Counts a flow no more; to be called when it closed.
-    pub fn note_closed(&self) {
-        self.live.fetch_sub(1, Ordering::Relaxed);
+    /// The flow of that name closed, and gives up its own hold on its place.
+    pub fn note_closed(&self, cid: Cid) {
+        let mut flows = self.flows.lock();
+        drop(flows.get_mut(&cid).and_then(|entry| entry.place.take()));
     }
 
-    /// How many there are that have not closed.
+    /// How many there are that have not closed, or for which somebody still works.
     #[must_use]
     pub fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
@@ -220,6 +237,7 @@ mod tests {
             connector: String::new(),
             client: String::new(),
             listener: String::new(),
+            destination: String::new(),
             agent: String::new(),
             attempt,
         }

@@ -245,6 +245,7 @@ async fn client_of(hub: &Arc<Side>, tunnel: &Tunnel) -> TcpStream {
     let label = Label {
         connector: "ldap".into(),
         listener: "l1".into(),
+        destination: "192.0.2.10:389".into(),
         client: "".into(),
     };
     let events = Arc::new(Events(Arc::clone(hub)));

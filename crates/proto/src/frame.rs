@@ -56,6 +56,7 @@ const OPTION_CLIENT: u8 = 1;
 const OPTION_LISTENER: u8 = 2;
 const OPTION_AGENT: u8 = 3;
 const OPTION_ATTEMPT: u8 = 4;
+const OPTION_DESTINATION: u8 = 5;
 
 /// How an OPEN is to be understood.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -90,6 +91,8 @@ pub struct Open {
     pub client: String,
     /// The listener that accepted the client; empty when unknown.
     pub listener: String,
+    /// The address that the client connected to, as `ip:port`; empty when unknown.
+    pub destination: String,
     /// Between hubs: the agent that the flow is for; empty on a tunnel.
     pub agent: String,
     /// How many OPENs of the flow were sent before this one, on whatever path.
@@ -324,6 +327,7 @@ fn decode_open(flags: u8, fields: &mut Fields) -> Option<Open> {
         connector: String::new(),
         client: String::new(),
         listener: String::new(),
+        destination: String::new(),
         agent: String::new(),
         attempt: 0,
     };
@@ -337,6 +341,7 @@ fn decode_open(flags: u8, fields: &mut Fields) -> Option<Open> {
         match option {
             OPTION_CLIENT => open.client = fields.text(len, MAX_OPTION)?,
             OPTION_LISTENER => open.listener = fields.text(len, MAX_OPTION)?,
+            OPTION_DESTINATION => open.destination = fields.text(len, MAX_OPTION)?,
             OPTION_AGENT => open.agent = fields.text(len, MAX_OPTION)?,
             OPTION_ATTEMPT => open.attempt = Fields(fields.bytes(len)?).u32()?,
             _ => drop(fields.bytes(len)?),
@@ -523,6 +528,7 @@ fn encode_open(out: &mut BytesMut, id: FlowId, open: &Open) {
         (OPTION_CLIENT, cut(&open.client, MAX_OPTION)),
         (OPTION_LISTENER, cut(&open.listener, MAX_OPTION)),
         (OPTION_AGENT, cut(&open.agent, MAX_OPTION)),
+        (OPTION_DESTINATION, cut(&open.destination, MAX_OPTION)),
     ];
     let options = || options.iter().filter(|(_, value)| !value.is_empty());
     let again = open.attempt > 0;

@@ -4,6 +4,7 @@
 //! same code runs in production, under property tests, under a fuzzer and in simulation.
 
 pub mod backoff;
+pub mod bucket;
 pub mod byte_queue;
 pub mod close;
 pub mod flow;

@@ -33,6 +33,7 @@ fn open(mode: OpenMode) -> Frame {
             connector: "ldap".into(),
             client: "192.0.2.1:5".into(),
             listener: "l1".into(),
+            destination: "192.0.2.10:389".into(),
             agent: "site-01".into(),
             attempt: 7,
         }),

@@ -33,6 +33,7 @@ fn nobody_sends_more_than_the_relay_has_told() {
         connector: "ldap".into(),
         client: String::new(),
         listener: String::new(),
+        destination: String::new(),
         agent: "site-1".into(),
         attempt: 0,
     };

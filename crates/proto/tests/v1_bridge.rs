@@ -82,6 +82,7 @@ impl End {
             connector: "ldap".into(),
             client: "192.0.2.1:5000".into(),
             listener: "l1".into(),
+            destination: "192.0.2.10:389".into(),
             agent: String::new(),
             attempt: 0,
         };

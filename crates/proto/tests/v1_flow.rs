@@ -131,6 +131,7 @@ impl End {
                     connector: "ldap".into(),
                     client: String::new(),
                     listener: String::new(),
+                    destination: String::new(),
                     agent: String::new(),
                     attempt: 0,
                 };

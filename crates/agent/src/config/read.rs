@@ -2,6 +2,7 @@
 //! together.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use http::Uri;
@@ -11,8 +12,8 @@ use nowconnect_settings::{
 };
 
 use super::{
-    AgentConfig, LimitsConfig, ObservabilityConfig, Protocol, ProxyConfig, Target, TunnelConfig,
-    TunnelMode,
+    AgentConfig, LimitsConfig, ObservabilityConfig, Protocol, ProxyConfig, ProxyProtocol, Target,
+    TunnelConfig, TunnelMode,
 };
 
 /// Environment variables with names of their own, besides `NC_TARGET_<name>_HOST` and `_PORT`.
@@ -44,7 +45,10 @@ const MIN_FLOW_MEMORY: usize = 8 * 1024;
 /// Connectors of one agent, as the hub accepts them.
 const MAX_CONNECTORS: usize = 256;
 
-/// Sets targets from `NC_TARGET_<name>_HOST` and `NC_TARGET_<name>_PORT`. A name is matched to the
+/// Keys of a target, as they end the names of variables.
+const TARGET_KEYS: [&str; 3] = ["HOST", "PORT", "PROXY_PROTOCOL"];
+
+/// Sets targets from `NC_TARGET_<name>_HOST` and so on. A name is matched to the
 /// exported connectors loosely, because names of variables cannot have a `-` or `.` everywhere.
 pub(crate) fn targets_from_env(document: &mut Document, env: &Env) {
     let exported = document.texts("tunnel", "exported_connectors");
@@ -52,7 +56,11 @@ pub(crate) fn targets_from_env(document: &mut Document, env: &Env) {
         let Some(rest) = var.strip_prefix(TARGET) else {
             continue;
         };
-        let Some((name, key)) = rest.rsplit_once('_').filter(|(name, _)| !name.is_empty()) else {
+        let known = TARGET_KEYS
+            .iter()
+            .find_map(|key| Some((rest.strip_suffix(key)?.strip_suffix('_')?, *key)));
+        let parts = known.or_else(|| rest.rsplit_once('_'));
+        let Some((name, key)) = parts.filter(|(name, _)| !name.is_empty()) else {
             let hint = "write NC_TARGET_<connector>_HOST or NC_TARGET_<connector>_PORT";
             document.reject(var, "names no connector", hint);
             continue;
@@ -186,12 +194,14 @@ fn target(name: &str, t: &mut Table<'_>) -> Option<Target> {
         .check("a host name or IP address", |h: &String| is_host(h));
     let host = host.required();
     let port = t.field("port").range(1..=u16::MAX).required();
+    let proxy_protocol = t.field("proxy_protocol").or(ProxyProtocol::Off);
     if !name.is_empty() && !is_name(name) {
         t.problem("", "not a name for a connector", NAME);
     }
     Some(Target {
         host: host?,
         port: port?,
+        proxy_protocol,
     })
 }
 
@@ -221,6 +231,9 @@ fn limits(t: &mut Table<'_>) -> LimitsConfig {
     let limits = LimitsConfig {
         idle_timeout: (idle_ms > 0).then(|| Duration::from_millis(idle_ms)),
         connect_timeout: t.millis("connect_timeout_ms", 1..=600_000, 3000),
+        max_dials_per_sec: NonZeroU32::new(
+            t.field("max_dials_per_sec").range(0..=MANY as u32).or(2000),
+        ),
         queue_depth_per_cid: t.field("queue_depth_per_cid").range(1..=MANY).or(100),
         max_inflight_cids: t.field("max_inflight_cids").range(1..=MANY).or(2000),
         memory_budget: t.field("memory_budget_mb").range(1..=MIB).or(256) * MIB,

@@ -313,6 +313,7 @@ impl Client {
         let label = Label {
             connector: connector.into(),
             listener: "l1".into(),
+            destination: "192.0.2.10:389".into(),
             client: "192.0.2.1:40000".into(),
         };
         let events = Arc::new(Ends::default());
@@ -423,6 +424,7 @@ impl Site {
             limits: LimitsConfig {
                 idle_timeout: None,
                 connect_timeout: Duration::from_secs(3),
+                max_dials_per_sec: None,
                 queue_depth_per_cid: 1000,
                 max_inflight_cids: 100,
                 memory_budget: 64 << 20,
@@ -461,6 +463,7 @@ pub(crate) fn targets(of: &[(&str, SocketAddr)]) -> BTreeMap<String, Target> {
     let target = |at: SocketAddr| Target {
         host: at.ip().to_string(),
         port: at.port(),
+        proxy_protocol: ProxyProtocol::Off,
     };
     of.iter()
         .map(|(name, at)| ((*name).to_owned(), target(*at)))

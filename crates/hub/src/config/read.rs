@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -77,6 +78,7 @@ fn listeners(t: &mut Table<'_>, sockets: &mut Sockets) -> Vec<(Option<u64>, List
         let connector = required_name(t, "connector");
         let allow_cidrs = t.field("allow_cidrs").list();
         let max_conn = at_most(t, "max_conn");
+        let max_opens_per_sec = per_second(t, "max_opens_per_sec", 0);
         let idle_timeout = t.field("idle_timeout_ms").range(0..=7 * DAY_MS).optional();
         let proxy_protocol = t.field("proxy_protocol").or(ProxyProtocol::Off);
         if let Some(bind) = bind {
@@ -93,6 +95,7 @@ fn listeners(t: &mut Table<'_>, sockets: &mut Sockets) -> Vec<(Option<u64>, List
             connector: connector?,
             allow_cidrs,
             max_conn,
+            max_opens_per_sec,
             idle_timeout: None,
             proxy_protocol,
         };
@@ -160,6 +163,9 @@ fn limits(t: &mut Table<'_>) -> LimitsConfig {
         queue_depth_per_cid: t.field("queue_depth_per_cid").range(1..=MANY).or(100),
         max_conn_total: t.field("max_conn_total").range(1..=MANY).or(2000),
         max_conn_per_client: at_most(t, "max_conn_per_client"),
+        max_opens_per_sec: per_second(t, "max_opens_per_sec", 0),
+        max_opens_per_sec_per_client: per_second(t, "max_opens_per_sec_per_client", 0),
+        max_handshakes_per_sec: per_second(t, "max_handshakes_per_sec", 200),
         memory_budget: t.field("memory_budget_mb").range(1..=MIB).or(256) * MIB,
         resume_grace: t.millis("resume_grace_ms", 0..=DAY_MS, 30_000),
         drain_timeout: t.seconds("drain_timeout_sec", 0..=86_400, 30),
@@ -342,4 +348,9 @@ fn millis_or_never(millis: u64) -> Option<Duration> {
 fn at_most(t: &mut Table<'_>, key: &'static str) -> Option<usize> {
     let max = t.field(key).range(0..=MANY).or(0);
     (max > 0).then_some(max)
+}
+
+/// How often something may happen in a second, where 0 is no limit.
+fn per_second(t: &mut Table<'_>, key: &'static str, default: u32) -> Option<NonZeroU32> {
+    NonZeroU32::new(t.field(key).range(0..=MANY as u32).or(default))
 }

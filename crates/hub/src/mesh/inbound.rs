@@ -217,6 +217,13 @@ impl Mesh {
         }
     }
 
+    /// Whether the sender of a connection is a proxy that stands for many.
+    pub(crate) fn is_proxy(&self, peer: IpAddr) -> bool {
+        let terms = self.terms.load();
+        let mut proxies = terms.trusted_proxies.iter();
+        proxies.any(|network| network.contains(&peer.to_canonical()))
+    }
+
     /// A TLS handshake on the port of the mesh failed.
     pub(crate) fn note_tls_failed(&self, remote: SocketAddr, error: &std::io::Error) {
         let fault = CertificateFault::of_io(error);

@@ -22,6 +22,12 @@ pub enum ListenerError {
     MaxConnListener,
     /// The client's address holds `limits.max_conn_per_client` connections.
     MaxConnClient,
+    /// The hub lets in `limits.max_opens_per_sec` connections in a second.
+    MaxOpensTotal,
+    /// The listener lets in its `max_opens_per_sec`.
+    MaxOpensListener,
+    /// The client's address opened `limits.max_opens_per_sec_per_client`.
+    MaxOpensClient,
     /// The PROXY header was missing, malformed, or did not come in time.
     ProxyHeader,
     /// A PROXY header is due, and the sender is not one of `tunnel.trusted_proxies`.
@@ -36,11 +42,14 @@ pub enum ListenerError {
 
 impl ListenerError {
     /// All of them, in the order of declaration.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::CidrBlocked,
         Self::MaxConnTotal,
         Self::MaxConnListener,
         Self::MaxConnClient,
+        Self::MaxOpensTotal,
+        Self::MaxOpensListener,
+        Self::MaxOpensClient,
         Self::ProxyHeader,
         Self::ProxyUntrusted,
         Self::NoAgent,
@@ -55,6 +64,9 @@ impl ListenerError {
             Self::MaxConnTotal => "max_conn_total",
             Self::MaxConnListener => "max_conn_listener",
             Self::MaxConnClient => "max_conn_client",
+            Self::MaxOpensTotal => "max_opens_total",
+            Self::MaxOpensListener => "max_opens_listener",
+            Self::MaxOpensClient => "max_opens_client",
             Self::ProxyHeader => "proxy_header",
             Self::ProxyUntrusted => "proxy_untrusted",
             Self::NoAgent => "no_agent",

@@ -5,8 +5,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
 /// Offences of agents that end their tunnel or a flow, in `nowconnect_protocol_errors_total`.
-const TUNNEL_OFFENCES: [&str; 22] = [
+const TUNNEL_OFFENCES: [&str; 23] = [
     "bad_hello",
+    "hello_timeout",
     "bad_body",
     "unexpected_frame",
     "open_from_agent",
@@ -31,7 +32,7 @@ const TUNNEL_OFFENCES: [&str; 22] = [
     "fin",
 ];
 /// Offences of HTTP clients.
-const HTTP_OFFENCES: [&str; 2] = ["bad_request", "header_timeout"];
+const HTTP_OFFENCES: [&str; 3] = ["bad_request", "header_timeout", "tls_timeout"];
 
 /// Agents, authentication, protocol errors, the policy decision point, configuration.
 #[derive(Debug)]
@@ -46,6 +47,10 @@ pub struct TunnelMetrics {
     pub auth_failures: Vector<Counter, 1>,
     /// Peers that broke the protocol, by `interface` (tunnel, mesh, http) and `kind`.
     pub protocol_errors: Vector<Counter, 2>,
+    /// Agents sent away before their token was judged, by `reason`.
+    pub handshakes_shed: Vector<Counter, 1>,
+    /// Connections to HTTP ports that were not served, by `reason`.
+    pub http_refused: Vector<Counter, 1>,
     /// Two living agents fought over one id.
     pub identity_conflicts: Counter,
     /// Allowed by the policy decision point.
@@ -101,6 +106,20 @@ impl TunnelMetrics {
                 ["reason"],
             ),
             protocol_errors,
+            handshakes_shed: r
+                .counters(
+                    "nowconnect_handshakes_shed_total",
+                    "Agents sent away before their token was judged, by reason: rate, failures",
+                    ["reason"],
+                )
+                .known(&["rate", "failures"]),
+            http_refused: r
+                .counters(
+                    "nowconnect_http_refused_total",
+                    "Connections to HTTP ports that were not served, by reason: busy, address",
+                    ["reason"],
+                )
+                .known(&["busy", "address"]),
             identity_conflicts: r.counter(
                 "nowconnect_agent_identity_conflicts_total",
                 "Tunnels refused because two living agents fight over one agent id",

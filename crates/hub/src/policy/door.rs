@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use nowconnect_link::quiet::Quiet;
+use nowconnect_proto::bucket::Bucket;
+use parking_lot::Mutex;
 
 use super::slots::Gate;
 use crate::config::ListenerConfig;
@@ -22,6 +24,7 @@ pub struct Door {
     pub metrics: Arc<ConnectorMetrics>,
     pub(super) rules: ArcSwap<ListenerConfig>,
     pub(super) held: Gate,
+    pub(super) opens: Arc<Mutex<Bucket>>,
     quiet: [Quiet; ListenerError::ALL.len()],
 }
 
@@ -34,6 +37,7 @@ impl Door {
             metrics: metrics.connector(&config.connector),
             rules: ArcSwap::from_pointee(config),
             held: Gate::default(),
+            opens: Arc::default(),
             quiet: Default::default(),
         }
     }
@@ -43,6 +47,7 @@ impl Door {
     pub fn successor(&self, config: ListenerConfig, metrics: &Metrics) -> Self {
         Self {
             held: self.held.clone(),
+            opens: self.opens.clone(),
             ..Self::new(config, metrics)
         }
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use proxy_header::{ParseConfig, Protocol, ProxyHeader};
+use proxy_header::{ParseConfig, ProxiedAddress, Protocol, ProxyHeader};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -42,6 +42,15 @@ pub enum ProxyError {
     Io(#[from] io::Error),
 }
 
+/// What a header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Announced {
+    /// Who connected to the balancer.
+    pub(super) client: SocketAddr,
+    /// The address that it connected to.
+    pub(super) destination: SocketAddr,
+}
+
 /// Takes the header off `stream`. `None`: the balancer speaks for itself (version 2 `LOCAL`,
 /// version 1 `UNKNOWN`, as health checks do) or for a client whose address is no IP address.
 ///
@@ -50,7 +59,7 @@ pub enum ProxyError {
 pub(super) async fn read_client(
     stream: &mut TcpStream,
     accepted: ProxyProtocol,
-) -> Result<Option<SocketAddr>, ProxyError> {
+) -> Result<Option<Announced>, ProxyError> {
     timeout(HEADER_DEADLINE, read(stream, accepted))
         .await
         .unwrap_or(Err(ProxyError::Late))
@@ -59,7 +68,7 @@ pub(super) async fn read_client(
 async fn read(
     stream: &mut TcpStream,
     accepted: ProxyProtocol,
-) -> Result<Option<SocketAddr>, ProxyError> {
+) -> Result<Option<Announced>, ProxyError> {
     let mut header = Vec::new();
     loop {
         match next(&header)? {
@@ -138,7 +147,10 @@ pub(crate) fn client_in(
         let header = &bytes[..size];
         let rest = &bytes[size..];
         size += match next(header)? {
-            Next::Nothing => return Ok(Some((parse(header, accepted)?, size))),
+            Next::Nothing => {
+                let announced = parse(header, accepted)?;
+                return Ok(Some((announced.map(|announced| announced.client), size)));
+            }
             Next::Bytes(count) if count <= rest.len() => count,
             Next::Line(most) if !rest.is_empty() => {
                 let ahead = &rest[..most.min(rest.len())];
@@ -150,7 +162,7 @@ pub(crate) fn client_in(
     }
 }
 
-fn parse(header: &[u8], accepted: ProxyProtocol) -> Result<Option<SocketAddr>, ProxyError> {
+fn parse(header: &[u8], accepted: ProxyProtocol) -> Result<Option<Announced>, ProxyError> {
     let config = ParseConfig {
         include_tlvs: false,
         allow_v1: matches!(accepted, ProxyProtocol::V1 | ProxyProtocol::Any),
@@ -161,7 +173,14 @@ fn parse(header: &[u8], accepted: ProxyProtocol) -> Result<Option<SocketAddr>, P
         return Err(ProxyError::Malformed);
     }
     match parsed.proxied_address() {
-        Some(address) if address.protocol == Protocol::Stream => Ok(Some(address.source)),
+        Some(ProxiedAddress {
+            protocol: Protocol::Stream,
+            source,
+            destination,
+        }) => Ok(Some(Announced {
+            client: *source,
+            destination: *destination,
+        })),
         Some(_) => Err(ProxyError::Malformed),
         None => Ok(None),
     }
@@ -190,7 +209,7 @@ mod tests {
     async fn relay(
         chunks: &[&[u8]],
         accepted: ProxyProtocol,
-    ) -> (Result<Option<SocketAddr>, ProxyError>, Vec<u8>) {
+    ) -> (Result<Option<Announced>, ProxyError>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let mut client = TcpStream::connect(listener.local_addr().expect("addr"))
             .await

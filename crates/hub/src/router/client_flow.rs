@@ -69,10 +69,12 @@ impl ClientFlow {
         engine: &Arc<Engine>,
     ) -> Arc<SocketFlow> {
         let door = self.permit.door();
+        let destination = self.permit.destination().map(|to| to.to_string());
         let label = Label {
             connector: door.connector.clone(),
             listener: door.name.clone(),
             client: self.permit.client().to_string().into(),
+            destination: destination.unwrap_or_default().into(),
         };
         let counters = door.metrics.flow_counters();
         SocketFlow::origin(self.cid, label, stream, engine, counters, self)

@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nowconnect_link::quiet::Quiet;
 use nowconnect_link::shards::Shards;
 use nowconnect_link::stream::{BufferedIo, Stream, TLS_WRITES};
 use nowconnect_link::tasks::Tasks;
@@ -22,12 +23,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::listener::Acceptor;
 use crate::mesh::Shown;
+use crate::policy::{Client, KeyedGate, KeyedSlot};
 
 use super::{Bound, Call, Respond};
 
 /// Connections that have shown no token yet.
 const STRANGERS: usize = 1024;
-/// Connections beyond those, which are told to come back later; with these the port stops accepting.
+/// Those of one address, unless it is an ingress: nobody alone keeps the others out.
+const STRANGERS_PER_ADDRESS: usize = 256;
+/// Connections beyond all those, which are told to come back later; with these the port stops accepting.
 const TURNED_AWAY: usize = 256;
 const TLS_DEADLINE: Duration = Duration::from_secs(5);
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
@@ -48,6 +52,16 @@ pub(crate) struct Doorman<S> {
     tasks: Tasks,
     strangers: Arc<Semaphore>,
     turned_away: Arc<Semaphore>,
+    addresses: KeyedGate<Client>,
+    quiet: Quiet,
+}
+
+/// What a connection holds until it has become a tunnel or ended.
+struct Place {
+    _stranger: OwnedSemaphorePermit,
+    _of_address: Option<KeyedSlot<Client>>,
+    /// It is one of those who are turned away.
+    busy: bool,
 }
 
 impl<S: Respond> Doorman<S> {
@@ -66,6 +80,8 @@ impl<S: Respond> Doorman<S> {
             tasks: tasks.clone(),
             strangers: Arc::new(Semaphore::new(STRANGERS)),
             turned_away: Arc::new(Semaphore::new(TURNED_AWAY)),
+            addresses: KeyedGate::default(),
+            quiet: Quiet::default(),
         })
     }
 
@@ -90,7 +106,12 @@ impl<S: Respond> Doorman<S> {
         });
         loop {
             let (stream, peer) = acceptor.next().await;
-            let Some((place, busy)) = self.place().await else {
+            let Ok(of_address) = self.address_place(peer) else {
+                // Nothing is left of it, so that whoever repeats it uses up nothing of ours.
+                let _ = stream.set_zero_linger();
+                continue;
+            };
+            let Some(place) = self.place(of_address).await else {
                 return;
             };
             let doorman = self.clone();
@@ -102,7 +123,7 @@ impl<S: Respond> Doorman<S> {
                 let stop = doorman.tasks.token();
                 // From here on the event loop of the shard watches it.
                 if let Ok(stream) = TcpStream::from_std(stream) {
-                    stop.run_until_cancelled(doorman.admit(stream, peer, busy))
+                    stop.run_until_cancelled(doorman.admit(stream, peer, place.busy))
                         .await;
                 }
                 drop(place);
@@ -110,13 +131,46 @@ impl<S: Respond> Doorman<S> {
         }
     }
 
-    /// A place, and whether it is one of those who are turned away.
-    async fn place(&self) -> Option<(OwnedSemaphorePermit, bool)> {
-        if let Ok(place) = self.strangers.clone().try_acquire_owned() {
-            return Some((place, false));
+    /// A place among those of one address; none is needed by an ingress.
+    fn address_place(&self, peer: SocketAddr) -> Result<Option<KeyedSlot<Client>>, ()> {
+        if self.surface.is_proxy(peer.ip()) {
+            return Ok(None);
         }
-        let place = self.turned_away.clone().acquire_owned().await.ok()?;
-        Some((place, true))
+        let place = self
+            .addresses
+            .take(Client::from(peer.ip()), STRANGERS_PER_ADDRESS);
+        place.map(Some).ok_or_else(|| {
+            self.count_refused("address");
+            if let Some(suppressed) = self.quiet.pass() {
+                let reason = "too_many_strangers";
+                tracing::warn!(event = "http_refused", %peer, reason, suppressed);
+            }
+        })
+    }
+
+    async fn place(&self, of_address: Option<KeyedSlot<Client>>) -> Option<Place> {
+        let (stranger, busy) = match self.strangers.clone().try_acquire_owned() {
+            Ok(stranger) => (stranger, false),
+            Err(_) => {
+                self.count_refused("busy");
+                (self.turned_away.clone().acquire_owned().await.ok()?, true)
+            }
+        };
+        Some(Place {
+            _stranger: stranger,
+            _of_address: of_address,
+            busy,
+        })
+    }
+
+    fn count_refused(&self, reason: &str) {
+        let metrics = &self.surface.metrics().tunnels;
+        metrics.http_refused.with([reason]).inc();
+    }
+
+    fn count_offence(&self, kind: &str) {
+        let metrics = &self.surface.metrics().tunnels;
+        metrics.protocol_errors.with(["http", kind]).inc();
     }
 
     async fn admit(&self, stream: TcpStream, peer: SocketAddr, busy: bool) {
@@ -133,7 +187,10 @@ impl<S: Respond> Doorman<S> {
                     .await
             }
             Ok(Err(error)) => self.surface.tls_failed(peer, &error),
-            Err(late) => self.surface.tls_failed(peer, &late.into()),
+            Err(late) => {
+                self.count_offence("tls_timeout");
+                self.surface.tls_failed(peer, &late.into());
+            }
         }
     }
 
@@ -180,12 +237,7 @@ impl<S: Respond> Doorman<S> {
             } else {
                 return;
             };
-            self.surface
-                .metrics()
-                .tunnels
-                .protocol_errors
-                .with(["http", kind])
-                .inc();
+            self.count_offence(kind);
             tracing::debug!(event = "http_failed", %peer, %error);
         }
     }

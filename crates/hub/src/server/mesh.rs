@@ -1,7 +1,7 @@
 //! The port that peers have to themselves.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -33,6 +33,10 @@ impl Respond for MeshSurface {
 
     fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    fn is_proxy(&self, peer: IpAddr) -> bool {
+        self.mesh.is_proxy(peer)
     }
 
     fn tls_failed(&self, peer: SocketAddr, error: &io::Error) {

@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use http::HeaderMap;
 use nowconnect_proto::hello::Rejected;
 use tokio::sync::watch;
 
 use super::session::rejected;
-use crate::auth::{Identity, Reason, Rejection, Verifier, bearer};
+use crate::auth::{Identity, Reason, Rejection, Verifier};
 use crate::config::SecurityConfig;
 use crate::metrics::Metrics;
 
@@ -56,11 +55,7 @@ impl Gate {
         self.verifier.load_full()
     }
 
-    /// Judges the token of a request.
-    pub(super) async fn authenticate(&self, headers: &HeaderMap) -> Result<Identity, Rejection> {
-        self.verify(bearer(headers)?).await
-    }
-
+    /// Judges a token.
     pub(super) async fn verify(&self, token: &str) -> Result<Identity, Rejection> {
         self.verifier().verify(token, SystemTime::now()).await
     }

@@ -187,6 +187,10 @@ impl Newcomer {
             }
             Turned::OtherAgent => self.tunnels.gate().count_rejection("agent_id_mismatch"),
             Turned::NothingGranted(_) => self.tunnels.gate().count_rejection("nothing_granted"),
+            Turned::Late => {
+                let kind = "hello_timeout";
+                metrics.protocol_errors.with(["tunnel", kind]).inc();
+            }
             _ if reason == Reason::ProtocolError => {
                 metrics.protocol_errors.with(["tunnel", "bad_hello"]).inc();
             }

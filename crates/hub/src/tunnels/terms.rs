@@ -1,5 +1,6 @@
 //! The part of the configuration that tunnels go by.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -17,6 +18,7 @@ pub(super) struct Terms {
     pub(super) resume_grace: Duration,
     pub(super) queue_depth: usize,
     pub(super) queue_bytes: usize,
+    pub(super) max_handshakes_per_sec: Option<NonZeroU32>,
     pub(super) trusted_proxies: Vec<IpNet>,
     /// On top of their token, agents must show a certificate of `tunnel.tls.client_ca`.
     pub(super) certificates: bool,
@@ -33,6 +35,7 @@ impl Terms {
             resume_grace: config.limits.resume_grace,
             queue_depth: config.limits.queue_depth_per_cid,
             queue_bytes: config.limits.memory_budget / 8,
+            max_handshakes_per_sec: config.limits.max_handshakes_per_sec,
             trusted_proxies: config.tunnel.trusted_proxies.clone(),
             certificates: config
                 .tunnel

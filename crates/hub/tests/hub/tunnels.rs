@@ -157,6 +157,7 @@ async fn an_agent_must_not_open_flows() {
         connector: "echo".into(),
         client: String::new(),
         listener: String::new(),
+        destination: String::new(),
         agent: String::new(),
         attempt: 0,
     };

@@ -210,6 +210,7 @@ fn frame_of(
                 connector: connector.to_owned(),
                 client: String::new(),
                 listener: String::new(),
+                destination: String::new(),
                 agent,
                 attempt,
             }),

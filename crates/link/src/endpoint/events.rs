@@ -16,6 +16,8 @@ pub struct Label {
     pub listener: Arc<str>,
     /// The client's address as `ip:port`; empty when unknown.
     pub client: Arc<str>,
+    /// The address that the client connected to, as `ip:port`; empty when unknown.
+    pub destination: Arc<str>,
 }
 
 /// How a flow went.

@@ -126,6 +126,7 @@ impl SocketFlow {
                     connector: self.label.connector.to_string(),
                     client: self.label.client.to_string(),
                     listener: self.label.listener.to_string(),
+                    destination: self.label.destination.to_string(),
                     agent: state.agent.as_deref().unwrap_or_default().to_owned(),
                     attempt: state.flow.attempt(),
                 }),

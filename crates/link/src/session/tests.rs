@@ -91,6 +91,7 @@ async fn flow(engine: &Arc<Engine>) -> (Arc<SocketFlow>, TcpStream) {
     let label = Label {
         connector: "ldap".into(),
         listener: "".into(),
+        destination: "".into(),
         client: "".into(),
     };
     let (socket, counters) = (accepted.unwrap().0, FlowCounters::default());
@@ -181,6 +182,7 @@ async fn a_burst_of_refusals_leaves_the_link_alone() {
             connector: "ldap".into(),
             client: String::new(),
             listener: String::new(),
+            destination: String::new(),
             agent: String::new(),
             attempt: 0,
         };

@@ -124,6 +124,7 @@ fn frame_of(step: Step) -> Frame {
                 connector: "ldap".into(),
                 client: String::new(),
                 listener: String::new(),
+                destination: String::new(),
                 agent: String::new(),
                 attempt: 0,
             }),

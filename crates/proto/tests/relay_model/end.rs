@@ -121,6 +121,7 @@ pub(crate) fn frame_of(id: FlowId, step: Step) -> Frame {
                 connector: "ldap".into(),
                 client: String::new(),
                 listener: String::new(),
+                destination: String::new(),
                 agent: String::new(),
                 attempt: 0,
             }),

@@ -94,6 +94,7 @@ impl Bridge {
             connector,
             client: String::new(),
             listener: String::new(),
+            destination: String::new(),
             agent: String::new(),
             attempt: 0,
         });
