@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 
-use proxy_header::{Error, ProxiedAddress, ProxyHeader};
+use proxy_header::{ProxiedAddress, ProxyHeader};
 
 use crate::config::ProxyProtocol;
 
@@ -17,17 +17,17 @@ const LONGEST: usize = 107;
 /// [`ProxyProtocol::Off`].
 pub(crate) fn header(version: ProxyProtocol, client: &str, destination: &str) -> Vec<u8> {
     let ends = address(client).zip(address(destination));
-    let known = ends.map(|(from, to)| ProxyHeader::with_address(ProxiedAddress::stream(from, to)));
+    let header = match ends.filter(|(from, to)| from.is_ipv4() == to.is_ipv4()) {
+        Some((from, to)) => ProxyHeader::with_address(ProxiedAddress::stream(from, to)),
+        None => ProxyHeader::with_local(),
+    };
     let mut bytes = Vec::with_capacity(LONGEST);
-    let mut put = |header: &ProxyHeader<'_>| match version {
+    let written = match version {
         ProxyProtocol::Off => Ok(()),
         ProxyProtocol::V1 => header.encode_v1(&mut bytes),
         ProxyProtocol::V2 => header.encode_v2(&mut bytes),
     };
-    if known.as_ref().map(&mut put) != Some(Ok(())) {
-        // It fails for mixed families alone, and this one has none.
-        let _: Result<(), Error> = put(&ProxyHeader::with_local());
-    }
+    debug_assert_eq!(written, Ok(()), "only mixed families and TLVs can fail");
     bytes
 }
 

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nowconnect_agent::config::{ALIASES, AgentConfig, Protocol, Target, TunnelMode};
+use nowconnect_agent::config::{ALIASES, AgentConfig, Protocol, ProxyProtocol, Target, TunnelMode};
 use nowconnect_settings::{Env, Loaded, LogFormat, LogLevel, Problem, Problems, Secret, Source};
 
 /// Loads `text` as a file under an environment, without looking for the files it names.

@@ -353,12 +353,9 @@ mod tests {
     #[test]
     fn a_mapped_address_is_the_address_it_maps() {
         let policy = Policy::with(rules());
-        let permit = admit(&policy, "::ffff:192.0.2.1", &door(|_| ()))
-            .expect("let in");
+        let permit = admit(&policy, "::ffff:192.0.2.1", &door(|_| ())).expect("let in");
         assert_eq!(permit.client(), from("192.0.2.1"));
-        assert!(
-            admit(&policy, "::ffff:198.51.100.1", &door(|_| ())).is_err()
-        );
+        assert!(admit(&policy, "::ffff:198.51.100.1", &door(|_| ())).is_err());
     }
 
     #[test]
@@ -402,6 +399,48 @@ mod tests {
         assert!(admit(&policy, "198.51.100.1", &door).is_ok());
     }
 
+    #[test]
+    fn whoever_is_too_fast_takes_nothing_from_the_others() {
+        let rate = NonZeroU32::new;
+        let policy = Policy::with(Rules {
+            max_total: 100,
+            max_per_client: 100,
+            opens_per_sec: rate(6),
+            opens_per_client: rate(3),
+            ..rules()
+        });
+        let (fast, slow) = (
+            door(|_| ()),
+            door(|config| config.max_opens_per_sec = rate(1)),
+        );
+        let opened =
+            |who: &str, at: &Arc<Door>| (0..20).filter(|_| admit(&policy, who, at).is_ok()).count();
+        let refused = |at: &Door, why: ListenerError| at.metrics.error(why).get();
+        assert_eq!(opened("192.0.2.1", &fast), 3);
+        assert_eq!(refused(&fast, ListenerError::MaxOpensClient), 17);
+        assert_eq!(opened("192.0.2.2", &slow), 1);
+        assert_eq!(refused(&slow, ListenerError::MaxOpensListener), 2);
+        assert_eq!(opened("192.0.2.3", &fast), 2);
+        assert_eq!(refused(&fast, ListenerError::MaxOpensTotal), 1);
+        assert_eq!(policy.held(), 0, "a refusal holds no place");
+        policy.rules.store(Arc::new(rules()));
+        assert!(
+            admit(&policy, "192.0.2.1", &fast).is_ok(),
+            "no limit any more"
+        );
+    }
+
+    #[test]
+    fn a_permit_knows_where_the_client_connected_to() {
+        let policy = Policy::with(rules());
+        let local = from("::ffff:192.0.2.99");
+        let permit = policy.admit(from("192.0.2.1"), Some(local), &door(|_| ()));
+        assert_eq!(
+            permit.expect("let in").destination(),
+            Some(from("192.0.2.99"))
+        );
+    }
+
     #[tokio::test]
     async fn the_announced_client_is_judged_and_only_trusted_balancers_announce() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
@@ -426,6 +465,8 @@ mod tests {
             assert_eq!(judged.as_ref().err(), expected.as_ref(), "{client}");
             if let Ok(permit) = judged {
                 assert_eq!(permit.client(), from("192.0.2.1"));
+                let destination = "192.0.2.99:389".parse().ok();
+                assert_eq!(permit.destination(), destination);
             }
             assert_eq!(policy.held(), 0);
         }

@@ -201,7 +201,9 @@ impl Tunnels {
         }
         self.gate.verify(token).await.map_err(|rejection| {
             if !rejection.reason.is_temporary() {
-                self.shedder.lock().note_failed(client, self.since.elapsed());
+                self.shedder
+                    .lock()
+                    .note_failed(client, self.since.elapsed());
             }
             self.reject(&rejection, &remote)
         })

@@ -14,6 +14,10 @@ pub const PROVEN_LIFE: Duration = Duration::from_secs(60);
 /// Longest `Retry-After` that is honoured: no server may send its clients away for good.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
+/// Jitter on top of a `Retry-After`, at least: those who are told the same whole second shall not
+/// come at its first instant.
+const LEAST_JITTER: Duration = Duration::from_secs(1);
+
 /// State of one reconnecting party. Times (`now`) count from any fixed instant on a monotonic
 /// clock.
 #[derive(Debug, Clone)]
@@ -48,9 +52,13 @@ impl Backoff {
         let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);
         let ceiling = self.base.saturating_mul(factor).min(self.max).min(most);
         self.failures = self.failures.saturating_add(1);
-        // The server's wish is a floor, and the jitter goes on top: everyone it turned away got the
-        // same wish.
-        std::mem::take(&mut self.retry_after) + fraction(ceiling, random)
+        let wish = std::mem::take(&mut self.retry_after);
+        if wish.is_zero() {
+            return fraction(ceiling, random);
+        }
+        // The wish is a floor, and the jitter goes on top: many may have been told the same. It is in
+        // proportion, since a server that names the time has spread those whom it turned away.
+        wish + fraction(ceiling.min(wish / 2).max(LEAST_JITTER), random)
     }
 
     /// The server asked to come back no sooner than `wait` (RFC 9110 section 10.2.3), which holds
@@ -168,6 +176,12 @@ mod tests {
         backoff.note_retry_after(secs(5));
         assert_eq!(backoff.next(0), secs(5));
         assert_eq!(backoff.next(0), Duration::ZERO);
+        ceilings(&mut backoff, 10);
+        for (wish, most) in [(1, 2), (8, 12), (100, 130)] {
+            backoff.note_retry_after(secs(wish));
+            let delay = backoff.next(u64::MAX);
+            assert!(delay < secs(most) && delay > secs(most) - Duration::from_millis(1));
+        }
         backoff.note_retry_after(secs(1_000_000));
         assert_eq!(backoff.next(0), MAX_RETRY_AFTER);
     }

@@ -150,10 +150,10 @@ fn the_bytes_are_those_of_the_specification() {
         ),
         (
             open(OpenMode::ResumeOrNew),
-            "000061 10 03 01020304 c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e \
+            "000072 10 03 01020304 c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e \
              0000000000000007 0000000000000008 0000000000000009 04 6c646170 \
              01 000b 3139322e302e322e313a35 02 0002 6c31 03 0007 736974652d3031 \
-             04 0004 00000007",
+             05 000e 3139322e302e322e31303a333839 04 0004 00000007",
         ),
     ];
     for (frame, hex) in golden {
@@ -177,8 +177,8 @@ fn every_open_mode_survives() {
         };
         assert_eq!(open.mode, mode);
         assert_eq!(
-            (open.client.as_str(), open.listener.as_str()),
-            ("192.0.2.1:5", "l1")
+            [&open.client, &open.listener, &open.destination],
+            ["192.0.2.1:5", "l1", "192.0.2.10:389"]
         );
     }
 }

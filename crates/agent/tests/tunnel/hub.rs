@@ -17,8 +17,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use nowconnect_agent::Agent;
 use nowconnect_agent::config::{
-    AgentConfig, LimitsConfig, ObservabilityConfig, Protocol, ProxyConfig, Target, TunnelConfig,
-    TunnelMode,
+    AgentConfig, LimitsConfig, ObservabilityConfig, Protocol, ProxyConfig, ProxyProtocol, Target,
+    TunnelConfig, TunnelMode,
 };
 use nowconnect_link::budget::Budget;
 use nowconnect_link::counters::{Engine, EngineCounters, FlowCounters};

@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use proxy_header::{ParseConfig, ProxiedAddress, Protocol, ProxyHeader};
+use proxy_header::{ParseConfig, Protocol, ProxiedAddress, ProxyHeader};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -233,8 +233,14 @@ mod tests {
 
     #[tokio::test]
     async fn both_versions_leave_the_payload_untouched() {
-        let expected: SocketAddr = "203.0.113.7:40000".parse().expect("an address");
-        for header in [V1.to_vec(), v2("203.0.113.7:40000")] {
+        for (header, destination) in [
+            (V1.to_vec(), "10.0.0.1:389"),
+            (v2("203.0.113.7:40000"), "203.0.113.7:389"),
+        ] {
+            let expected = Announced {
+                client: "203.0.113.7:40000".parse().expect("an address"),
+                destination: destination.parse().expect("an address"),
+            };
             let whole = [&header[..], b"\x30\x0c bind"].concat();
             let (client, rest) = relay(&[&whole], ProxyProtocol::Any).await;
             assert_eq!(client.expect("valid"), Some(expected));
@@ -247,7 +253,7 @@ mod tests {
         for header in [V1.to_vec(), v2("[2001:db8::7]:40000")] {
             let bytes: Vec<_> = header.chunks(1).collect();
             let (client, rest) = relay(&bytes, ProxyProtocol::Any).await;
-            assert_eq!(client.expect("valid").map(|a| a.port()), Some(40000));
+            assert_eq!(client.expect("valid").map(|a| a.client.port()), Some(40000));
             assert!(rest.is_empty());
         }
     }
@@ -259,6 +265,73 @@ mod tests {
         let local = [&V2_SIGNATURE[..], &[0x20, 0, 0, 0]].concat();
         let (client, _) = relay(&[&local], ProxyProtocol::V2).await;
         assert_eq!(client.expect("valid"), None);
+    }
+
+    /// A version 2 header of command and version, family and protocol, and what follows.
+    fn raw(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(body.len()).expect("short").to_be_bytes();
+        [&V2_SIGNATURE[..], &[command, family], &length, body].concat()
+    }
+
+    const V4_BODY: [u8; 12] = [203, 0, 113, 7, 10, 0, 0, 1, 0x9c, 0x40, 1, 0x85];
+
+    #[tokio::test]
+    async fn what_else_a_header_holds_is_skipped() {
+        let tlvs = [
+            3, 0, 4, 1, 2, 3, 4, 2, 0, 4, b'a', b'.', b'd', b'e', 0xee, 0, 0,
+        ];
+        let with_tlvs = raw(0x21, 0x11, &[&V4_BODY[..], &tlvs].concat());
+        let most = vec![0; V2_MAX - V2_FIXED - V4_BODY.len()];
+        let largest = raw(0x21, 0x11, &[&V4_BODY[..], &most].concat());
+        for header in [with_tlvs, largest] {
+            let (client, rest) = relay(&[&header, b"payload"], ProxyProtocol::V2).await;
+            let client = client.expect("valid").expect("a client").client;
+            assert_eq!(client.to_string(), "203.0.113.7:40000");
+            assert_eq!(rest, b"payload");
+        }
+        let unknown = b"PROXY UNKNOWN ffff::1 ::2 65535 1\r\npayload";
+        let (client, rest) = relay(&[unknown], ProxyProtocol::V1).await;
+        assert_eq!((client.expect("valid"), &rest[..]), (None, &b"payload"[..]));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_none_or_not_to_be_used_is_not_used() {
+        for header in [
+            raw(0x20, 0x11, &V4_BODY), // LOCAL: addresses are to be ignored
+            raw(0x21, 0x00, b""),      // AF_UNSPEC
+            raw(0x21, 0x00, &[0xff; 9]),
+            raw(0x21, 0x31, &[b'/'; 216]), // AF_UNIX
+        ] {
+            let (client, rest) = relay(&[&header, b"payload"], ProxyProtocol::Any).await;
+            assert_eq!(client.expect("valid"), None, "{header:?}");
+            assert_eq!(rest, b"payload");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_specification_has_not_is_refused() {
+        for header in [
+            raw(0x11, 0x11, &V4_BODY),      // version 1 in binary
+            raw(0x22, 0x11, &V4_BODY),      // command 2
+            raw(0x21, 0x12, &V4_BODY),      // UDP over TCP
+            raw(0x21, 0x41, &V4_BODY),      // family 4
+            raw(0x21, 0x11, &V4_BODY[..8]), // cut short
+            raw(0x21, 0x21, &V4_BODY),
+            raw(0x21, 0x31, &[b'/'; 100]),
+            b"proxy TCP4 203.0.113.7 10.0.0.1 40000 389\r\n".to_vec(),
+            b"PROXY TCP4 203.0.113.7 10.0.0.1 40000 65536\r\n".to_vec(),
+            b"PROXY TCP4 2001:db8::7 2001:db8::1 40000 389\r\n".to_vec(),
+            b"PROXY TCP4 203.0.113.7 2001:db8::1 40000 389\r\n".to_vec(),
+            b"PROXY UDP4 203.0.113.7 10.0.0.1 40000 389\r\n".to_vec(),
+            b"PROXY TCP4  203.0.113.7 10.0.0.1 40000 389\r\n".to_vec(),
+        ] {
+            let shown = String::from_utf8_lossy(&header).into_owned();
+            let (client, _) = relay(&[&header], ProxyProtocol::Any).await;
+            assert!(
+                matches!(client, Err(ProxyError::Malformed)),
+                "{shown:?}: {client:?}"
+            );
+        }
     }
 
     #[tokio::test]
