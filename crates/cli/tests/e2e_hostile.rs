@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use nowconnect_testkit::http::{self, exchange, get};
 use nowconnect_testkit::lab::{Agent, Hub, Lab};
 use nowconnect_testkit::pattern::Pattern;
+use nowconnect_testkit::ports::connect_from;
 use nowconnect_testkit::raw_tunnel::RawTunnel;
 use nowconnect_testkit::target::Target;
 use nowconnect_testkit::transfer::{echo, read_to_end};
@@ -144,11 +145,18 @@ async fn heavy_2000_silent_sockets_keep_nobody_out() -> Result<()> {
     let tunnel = hub.tunnel_addr()?;
     let mut silent = Vec::new();
     for _ in 0..2000 {
-        silent.push(within("a silent socket", TcpStream::connect(tunnel)).await??);
+        let socket = connect_from([127, 0, 0, 9], tunnel);
+        silent.push(within("a silent socket", socket).await??);
     }
     // The silent ones must not be able to wait for ever, nor to lock others out while they do.
+    let start = Instant::now();
     agent.restart().await?;
     check_service(&mut hub, &mut agent).await?;
+    let took = start.elapsed();
+    ensure!(took < Duration::from_secs(5), "served after {took:?}");
+    let refused = "nowconnect_http_refused_total";
+    let count = hub.metric(refused, &[("reason", "address")]).await?;
+    assert_eq!(count, 2000.0 - 256.0);
     until("the hub to drop silent sockets", async || {
         let files = hub.open_files()?;
         ensure!(files < 500, "{files} descriptors are open");

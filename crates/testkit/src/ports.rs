@@ -1,4 +1,4 @@
-//! TCP ports that no other test takes.
+//! TCP ports that no other test takes, and addresses to come from.
 
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
@@ -6,6 +6,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 
 use anyhow::{Result, bail};
 use parking_lot::Mutex;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// Ports below the range from which the kernel takes source ports of outgoing connections, so that
 /// no connection of a test that runs beside this one can sit on a port handed out here.
@@ -37,4 +38,14 @@ pub fn reserve() -> Result<u16> {
 /// The address of a port of this machine.
 pub fn local(port: u16) -> std::net::SocketAddr {
     std::net::SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// Connects from `source`, any address of 127.0.0.0/8: one client among others.
+///
+/// # Errors
+/// When nobody listens there.
+pub async fn connect_from(source: [u8; 4], to: std::net::SocketAddr) -> Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((source, 0).into())?;
+    Ok(socket.connect(to).await?)
 }

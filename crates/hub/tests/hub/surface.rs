@@ -1,5 +1,6 @@
 //! The HTTP surface.
 
+use nowconnect_testkit::ports::connect_from;
 use nowconnect_testkit::{http, wait};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -176,8 +177,11 @@ async fn requests_that_never_end_are_bounded() {
 async fn too_many_strangers_are_told_to_come_back() {
     let rig = Rig::start().await;
     let mut strangers = Vec::new();
-    for _ in 0..1024 {
-        strangers.push(TcpStream::connect(rig.http()).await.unwrap());
+    for source in 2..=5 {
+        for _ in 0..256 {
+            let stranger = connect_from([127, 0, 0, source], rig.http()).await;
+            strangers.push(stranger.unwrap());
+        }
     }
     let token = format!("Bearer {}", rig.issuer.token("site-1").unwrap());
     let headers = http::upgrade_headers(&token);
