@@ -74,7 +74,7 @@ impl Policy {
             listener: Admission::of(&config.allow_cidrs, client),
             total: Count::new(self.held(), rules.max_total),
             door: Count::new(door.held(), config.max_conn.unwrap_or(usize::MAX)),
-            client: Count::new(self.clients.held(&client), rules.max_per_client),
+            client: Count::new(self.clients.held(&client.into()), rules.max_per_client),
         }
     }
 }
