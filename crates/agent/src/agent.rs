@@ -25,7 +25,6 @@ use crate::keeper::Surroundings;
 use crate::metrics::Metrics;
 use crate::standing::Standing;
 use crate::targets::Targets;
-use crate::token;
 use crate::tunnel::Tunnels;
 use crate::uplink::{Uplink, UplinkError};
 
@@ -84,10 +83,10 @@ impl Agent {
     pub async fn start(config: AgentConfig) -> Result<Self, StartError> {
         let health = bind("health", config.health).await?;
         let metrics_port = bind("metrics", metrics_address(&config)).await?;
-        let uplink = Arc::new(Uplink::default());
+        let metrics = Metrics::new();
+        let uplink = Arc::new(Uplink::new(Arc::clone(&metrics)));
         check(&config, &uplink).await?;
 
-        let metrics = Metrics::new();
         let budget = Budget::new(
             config.limits.memory_budget as u64,
             config.limits.max_inflight_cids,
@@ -104,6 +103,7 @@ impl Agent {
         );
         let readiness = Arc::new(Readiness::default());
         refresh_metrics(&metrics, &readiness, &engine, &config.tunnel.agent_id);
+        uplink.show_expiry();
 
         let tunnels = Arc::new(Tunnels {
             instance: Instance(rand::random()),
@@ -280,13 +280,9 @@ async fn check(config: &AgentConfig, uplink: &Arc<Uplink>) -> Result<(), StartEr
             );
         }
     }
-    if token::is_world_readable(&config.tunnel.token_file) {
-        let file = config.tunnel.token_file.display();
-        tracing::warn!(event = "token_file_exposed", %file, hint = "every user here can read it");
-    }
     let (uplink, config) = (Arc::clone(uplink), config.clone());
-    match tokio::task::spawn_blocking(move || uplink.dialer(&config)).await {
-        Ok(checked) => checked.map(drop).map_err(StartError::Uplink),
+    match tokio::task::spawn_blocking(move || uplink.check(&config)).await {
+        Ok(checked) => checked.map_err(StartError::Uplink),
         // The runtime is shutting down.
         Err(_) => Ok(()),
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
+use nowconnect_link::tls::Identity;
 use nowconnect_settings::{
     Document, Fixed, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, choices,
     describe, fixed,
@@ -47,9 +48,9 @@ impl AgentConfig {
     ///
     /// # Errors
     /// Every problem in the file and the environment; when there are none, every file named that is
-    /// not there, such as the token's.
+    /// not there, such as the token's, and every secret that everybody can change.
     pub fn load(source: &Source) -> Result<Loaded<Self>, Problems> {
-        Self::inspect(source)?.with_files()
+        Self::inspect(source)?.with_files(|_| false)
     }
 
     /// The same for a file that may be meant for another machine: the files it names are not looked
@@ -93,6 +94,8 @@ pub struct TunnelConfig {
     pub exported_connectors: Vec<String>,
     /// File with the JWT, read at every connect.
     pub token_file: PathBuf,
+    /// What is shown to hubs, or ingresses, that ask for a certificate.
+    pub identity: Option<Identity>,
     /// Version of the tunnel protocol that is offered.
     pub protocol: Protocol,
     /// Time between pings on a quiet link.

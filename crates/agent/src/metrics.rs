@@ -32,6 +32,10 @@ pub struct Metrics {
     pub protocol_errors: Vector<Counter, 2>,
     /// Reloads, by `result` (applied, rejected).
     pub config_reloads: Vector<Counter, 1>,
+    /// Seconds until a certificate ends, by `use` (client, hub_ca).
+    pub cert_expiry: Vector<SecondsGauge, 1>,
+    /// CA bundles and certificates with new content, by `use` (hub) and `result` (applied, rejected).
+    pub cert_reloads: Vector<Counter, 2>,
     /// Seconds that bytes of targets waited for credit.
     pub blocked_seconds: SecondsCounter,
     /// Flows that were refused, by `connector` and `reason`.
@@ -89,6 +93,14 @@ impl Metrics {
         );
         let revision = option_env!("NOWCONNECT_REVISION").unwrap_or("unknown");
         build.with([env!("CARGO_PKG_VERSION"), revision]).set(1);
+        let cert_reloads = r.counters(
+            "nowconnect_cert_reloads_total",
+            "CA bundles, certificates and keys whose files had a new content, by use (hub) and result: applied or rejected",
+            ["use", "result"],
+        );
+        for result in ["applied", "rejected"] {
+            cert_reloads.with(["hub", result]);
+        }
         Arc::new(Self {
             tunnels: r.gauge(
                 "nowconnect_agent_tunnels",
@@ -121,6 +133,12 @@ impl Metrics {
                     ["result"],
                 )
                 .known(&["applied", "rejected"]),
+            cert_expiry: r.seconds_gauges(
+                "nowconnect_cert_expiry_seconds",
+                "Seconds until our certificate (client), or the first CA of the bundle (hub_ca), ends",
+                ["use"],
+            ),
+            cert_reloads,
             blocked_seconds: r
                 .seconds_counters(
                     "nowconnect_flow_blocked_seconds_total",

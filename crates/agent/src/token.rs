@@ -64,12 +64,6 @@ fn read_bounded(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8(text).unwrap_or_default())
 }
 
-/// Whether everybody on this machine can read the file, which is worth a warning.
-pub fn is_world_readable(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,7 +72,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         let read = read(file.path()).await;
-        read.map(|token| token.token)
+        read.map(|token| token.token.clone())
             .map_err(|error| error.to_string())
     }
 

@@ -127,6 +127,14 @@ fn every_documented_variable_has_its_effect() {
         ("NC_TOKEN_FILE", "/other", |c| {
             c.tunnel.token_file == Path::new("/other")
         }),
+        ("NC_CLIENT_CERT", "/other.crt", |c| {
+            let identity = c.tunnel.identity.as_ref();
+            identity.is_some_and(|own| own.cert_file == Path::new("/other.crt"))
+        }),
+        ("NC_CLIENT_KEY", "/other.key", |c| {
+            let identity = c.tunnel.identity.as_ref();
+            identity.is_some_and(|own| own.key_file == Path::new("/other.key"))
+        }),
         ("NC_PROTOCOL", "1", |c| c.tunnel.protocol == Protocol::V1),
         ("NC_LOG_LEVEL", "debug", |c| {
             c.observability.log_level == LogLevel::Debug
@@ -161,6 +169,8 @@ fn every_documented_variable_has_its_effect() {
         ("http_proxy", "plain:80"),
         ("HTTP_PROXY", "not-this:80"),
         ("NO_PROXY", "localhost,.corp"),
+        ("NC_CLIENT_CERT", "/agent.crt"),
+        ("NC_CLIENT_KEY", "/agent.key"),
     ];
     let named = cases
         .iter()
@@ -203,6 +213,10 @@ fn every_key_can_be_set_from_the_environment() {
         };
         let mut env: Vec<(&str, &str)> = ENV.to_vec();
         env.retain(|(name, _)| *name != "NC_AGENT_URL" || !spec.key.contains("url"));
+        if spec.key.starts_with("tunnel.tls.") {
+            // Neither is of use alone.
+            env.extend([("NC_CLIENT_CERT", "c"), ("NC_CLIENT_KEY", "k")]);
+        }
         env.push((&var, &value));
         let source = Source::new(None, env.into_iter().collect());
         let shown = AgentConfig::inspect(&source).unwrap().effective.to_string();

@@ -14,6 +14,7 @@ fn served() -> String {
     metrics.connect_failures.with(["dns"]);
     metrics.reconnects.with(["site-1", "closed"]);
     metrics.uptime.with(["site-1"]);
+    metrics.cert_expiry.with(["client"]);
     metrics.protocol_errors.with(["tunnel", "malformed"]);
     metrics.render(Format::Prometheus).expect("text")
 }

@@ -18,6 +18,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::failure::Failure;
+use crate::private_file;
 
 /// A hub on this machine has answered long before; one that reloads may wait for a name server.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -213,6 +214,7 @@ fn parse_url(text: &str) -> anyhow::Result<WsUrl> {
 fn bearer(file: &PathBuf) -> anyhow::Result<HeaderValue> {
     let place = || format!("--token-file {}", file.display());
     let mut text = String::new();
+    private_file::judge(file).with_context(place)?;
     let opened = std::fs::File::open(file).with_context(place)?;
     opened
         .take(MAX_TOKEN + 1)

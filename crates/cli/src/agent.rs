@@ -8,6 +8,7 @@ use nowconnect_agent::{Agent, StartError};
 use nowconnect_settings::{Env, Loaded, Source};
 
 use crate::failure::Failure;
+use crate::hardening::keep_memory_private;
 use crate::logging::{LevelControl, Log};
 use crate::runtime::{block_on, raise_open_files};
 use crate::service::{Reloaded, Service, Watch, level_filter, log_warnings, serve, start_log};
@@ -40,6 +41,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let loaded = AgentConfig::load(&source).map_err(Failure::configuration)?;
     let observability = &loaded.config.observability;
     let log = start_log(observability.log_level, observability.log_format)?;
+    keep_memory_private();
     raise_open_files();
     block_on(run_agent(source, loaded, &log))?
 }

@@ -11,6 +11,7 @@ use clap::Subcommand;
 use rustls::pki_types::ServerName;
 
 use crate::failure::Failure;
+use crate::private_file;
 use crate::replace_file::{self, Existing, PUBLIC, SECRET};
 use authority::{Authority, Pair};
 
@@ -118,6 +119,7 @@ fn init(args: &Init) -> Result<(), Failure> {
 fn issue(args: &Issue) -> Result<(), Failure> {
     let requests = requests(args).map_err(Failure::Usage)?;
     let ca = Files::new(&args.dir, "ca", "pem");
+    private_file::judge(&ca.key).map_err(Failure::Usage)?;
     let authority = Authority::read(&ca.certificate, &ca.key).map_err(Failure::Usage)?;
     // All of them are checked before the first is written.
     for request in &requests {

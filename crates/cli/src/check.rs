@@ -49,7 +49,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let source = Source::new(args.config, Env::of_process());
     let checked = kind(&source, args.kind).and_then(|kind| match kind {
         Kind::Hub => HubConfig::inspect(&source).and_then(|loaded| Checked::hub(&loaded)),
-        Kind::Agent => AgentConfig::inspect(&source).map(|loaded| Checked::agent(&loaded)),
+        Kind::Agent => AgentConfig::inspect(&source).and_then(|loaded| Checked::agent(&loaded)),
     });
     let checked = match checked {
         Ok(checked) => checked,
@@ -102,10 +102,10 @@ impl Checked {
             config.ha.mesh.peers.len(),
             config.ha.mode
         );
-        Ok(Self::new("hub", &what, loaded))
+        Self::new("hub", &what, loaded)
     }
 
-    fn agent(loaded: &Loaded<AgentConfig>) -> Self {
+    fn agent(loaded: &Loaded<AgentConfig>) -> Result<Self, Problems> {
         let tunnel = &loaded.config.tunnel;
         let what = format!(
             "{} connectors, {} hubs",
@@ -115,22 +115,26 @@ impl Checked {
         Self::new("agent", &what, loaded)
     }
 
-    fn new<T>(kind: &str, what: &str, loaded: &Loaded<T>) -> Self {
-        let as_warning = |problem| Problem {
-            severity: Severity::Warning,
-            ..problem
-        };
-        let missing = loaded.missing_files().into_iter().map(as_warning);
-        let warnings: Vec<_> = loaded.warnings.iter().cloned().chain(missing).collect();
+    fn new<T>(kind: &str, what: &str, loaded: &Loaded<T>) -> Result<Self, Problems> {
+        let missing = loaded.missing_files().into_iter().map(Problem::as_warning);
+        let (exposed, refused): (Vec<_>, Vec<_>) = loaded
+            .exposed_files()
+            .into_iter()
+            .partition(|problem| problem.severity == Severity::Warning);
+        if !refused.is_empty() {
+            return Err(Problems(refused));
+        }
+        let warnings = loaded.warnings.iter().cloned();
+        let warnings: Vec<_> = warnings.chain(missing).chain(exposed).collect();
         let place = match &loaded.file {
             Some(file) => file.display().to_string(),
             None => "environment".to_owned(),
         };
-        Self {
+        Ok(Self {
             summary: format!("{place}: ok ({kind}: {what}; {} warnings)", warnings.len()),
             warnings,
             effective: loaded.effective.clone(),
-        }
+        })
     }
 }
 

@@ -10,6 +10,7 @@ use nowconnect_link::shards::Shards;
 use nowconnect_settings::{Env, Loaded, Source};
 
 use crate::failure::Failure;
+use crate::hardening::keep_memory_private;
 use crate::logging::Log;
 use crate::runtime::{Threads, block_on, raise_open_files};
 use crate::service::{Reloaded, Service, Watch, level_filter, log_warnings, serve, start_log};
@@ -41,6 +42,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let loaded = HubConfig::load(&source).map_err(Failure::configuration)?;
     let observability = &loaded.config.observability;
     let log = start_log(observability.log_level, observability.log_format)?;
+    keep_memory_private();
     raise_open_files();
     block_on(run_hub(source, loaded, args.threads.count(), &log))?
 }

@@ -10,6 +10,7 @@ use nowconnect_hub::auth::mint::{AgentToken, KeyKind, MintError, SigningKey, jwk
 
 use crate::duration;
 use crate::failure::Failure;
+use crate::private_file;
 use crate::replace_file::{self, Existing, PUBLIC, SECRET};
 
 /// Make development keys, JWKS documents and agent tokens
@@ -180,6 +181,9 @@ fn mint(args: Mint) -> Result<(), Failure> {
 
 fn read_key(path: &Path) -> Result<SigningKey, Failure> {
     let at = || format!("key file {}", path.display());
+    private_file::judge(path)
+        .with_context(at)
+        .map_err(Failure::Usage)?;
     let pem = std::fs::read_to_string(path)
         .with_context(at)
         .map_err(Failure::Usage)?;

@@ -75,8 +75,14 @@ fn hubs_take_each_others_certificates() {
         let leaf = certificate(&cert_file);
         assert_eq!(names(&leaf).unwrap(), [host]);
         let (chain, name) = ([leaf], ServerName::try_from(host).unwrap());
-        trust.current().judge_client(&chain).unwrap();
-        trust.current().judge_server(&chain, &name).unwrap();
+        trust
+            .current()
+            .judge_client(&chain, std::time::SystemTime::now())
+            .unwrap();
+        trust
+            .current()
+            .judge_server(&chain, &name, std::time::SystemTime::now())
+            .unwrap();
         let identity = Identity {
             cert_file,
             key_file,

@@ -12,8 +12,8 @@ use std::time::Duration;
 use http::Uri;
 use ipnet::IpNet;
 use nowconnect_settings::{
-    Document, KeySpec, Loaded, LogFormat, LogLevel, Problem, Problems, Secret, Severity, Source,
-    choices, describe, mask_url,
+    Document, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, choices, describe,
+    mask_url,
 };
 
 mod diff;
@@ -23,6 +23,9 @@ pub(crate) mod redis_url;
 
 pub use diff::Change;
 pub use read::ALIASES;
+
+/// Variables with our prefix that are read elsewhere.
+const OTHER_VARS: &[&str] = &["NOWCONNECT_WORKER_THREADS", "NOWCONNECT_ALLOW_DEBUGGING"];
 
 /// Everything a hub is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,23 +53,12 @@ impl HubConfig {
     ///
     /// # Errors
     /// Every problem in the file and the environment; when there are none, every file named that is
-    /// not there. Those of the mesh are warnings while high availability is off.
+    /// not there, and every secret that everybody can change. Those of the mesh are warnings while
+    /// high availability is off.
     pub fn load(source: &Source) -> Result<Loaded<Self>, Problems> {
-        let mut loaded = Self::inspect(source)?;
+        let loaded = Self::inspect(source)?;
         let is_off = loaded.config.ha.mode == HaMode::Off;
-        let unread = |problem: &Problem| is_off && problem.key.starts_with("ha.mesh.tls.");
-        let (unread, missing): (Vec<_>, Vec<_>) =
-            loaded.missing_files().into_iter().partition(unread);
-        if !missing.is_empty() {
-            return Err(Problems(missing));
-        }
-        loaded
-            .warnings
-            .extend(unread.into_iter().map(|problem| Problem {
-                severity: Severity::Warning,
-                ..problem
-            }));
-        Ok(loaded)
+        loaded.with_files(|problem| is_off && problem.key.starts_with("ha.mesh.tls."))
     }
 
     /// The same for a file that may be meant for another machine: the files it names are not looked
@@ -76,7 +68,7 @@ impl HubConfig {
     /// Every problem in the file and the environment.
     pub fn inspect(source: &Source) -> Result<Loaded<Self>, Problems> {
         let mut document = Document::read(source, ALIASES)?;
-        document.warn_unknown("NOWCONNECT_", &[]);
+        document.warn_unknown("NOWCONNECT_", OTHER_VARS);
         document.decode(read::read)
     }
 

@@ -1,6 +1,7 @@
 //! A running hub: everything is bound before anything is served, and ended in a stated order.
 
 mod background;
+mod certificates;
 mod change;
 mod crossings;
 mod identity;
@@ -212,6 +213,9 @@ impl Hub {
             metrics.clone(),
             tasks.clone(),
         );
+        if let Some(tls) = &tls {
+            tunnels.judge_certificates_by(tls.agents.clone());
+        }
         let mesh = Mesh::new(
             &mesh_config,
             engine.clone(),
@@ -319,7 +323,6 @@ impl Hub {
             health: self.health.clone(),
             tunnels: is_main.then(|| self.tunnels.clone()),
             mesh: is_main.then(|| self.mesh.clone()),
-            tls: self.tls.clone().filter(|_| is_main),
         })
     }
 

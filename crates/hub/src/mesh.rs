@@ -41,13 +41,14 @@ use crate::config::HubConfig;
 use crate::metrics::{Metrics, PeerMetrics};
 use crate::policy::KeyedGate;
 
-pub use inbound::Shown;
+pub use inbound::{Proof, Shown};
 pub use links::Conflict;
 pub use outbound::State;
 pub use questions::{Question, Unanswered};
 pub use status::{LinkStatus, PeerStatus};
 
-use credentials::Credentials;
+use credentials::{Credentials, Tended};
+use inbound::prove;
 use links::Links;
 use meter::LinkMeter;
 use outbound::Outbound;
@@ -107,9 +108,8 @@ pub struct Peer {
     pub hub: Arc<str>,
     /// What stands for it in labels and logs: the host of its URL.
     pub label: Arc<str>,
-    /// Those of our peers' hosts that its certificate has proven it to be; empty only while no
-    /// certificate is demanded.
-    pub proven: Vec<Arc<str>>,
+    /// Who its certificate has proven it to be.
+    pub proof: Proof,
     /// Where it dialed from.
     pub remote: IpAddr,
     /// Whether it answers questions.
@@ -123,8 +123,9 @@ pub struct Peer {
 impl Peer {
     /// Whether both have proven who they are, and are not the same.
     fn is_other_than(&self, names: &[Arc<str>]) -> bool {
-        let differ = !self.proven.iter().any(|name| names.contains(name));
-        !self.proven.is_empty() && !names.is_empty() && differ
+        let proven = &self.proof.names;
+        let differ = !proven.iter().any(|name| names.contains(name));
+        !proven.is_empty() && !names.is_empty() && differ
     }
 }
 
@@ -209,7 +210,8 @@ impl Mesh {
 
     /// Puts another configuration in force. Links to peers that stay are kept; those that are not
     /// wanted any more open no new flows and close when the last one has ended. A hub whose
-    /// certificate fits none of the peers any more is cut off at once.
+    /// certificate fits none of the peers any more, or that the CAs do not vouch for any more, is cut
+    /// off at once.
     pub fn commit(self: &Arc<Self>, prepared: Prepared) {
         let Prepared { terms, credentials } = prepared;
         if terms.on && !terms.require_mtls {
@@ -222,7 +224,10 @@ impl Mesh {
         }
         let (on, require_mtls) = (terms.on, terms.require_mtls);
         let wanted = if on { terms.peers.clone() } else { Vec::new() };
-        self.credentials.store(Arc::new(credentials));
+        let before = self.credentials.swap(Arc::new(credentials));
+        if before.differ_from(&self.credentials.load()) {
+            self.note_certificates_changed();
+        }
         self.terms.store(Arc::new(terms));
         let why = if on {
             Reason::Removed
@@ -247,24 +252,42 @@ impl Mesh {
             }
         }
         drop(outbound);
+        self.review_all();
+    }
+
+    /// Whether links may stay under the configuration and the certificates in force.
+    fn review_all(&self) {
         for inward in self.links.inbound() {
-            self.review(&inward.link, &inward.peer);
+            self.review(&inward.link, &inward.peer, inward.since);
+        }
+        for outbound in &*self.outbound.lock() {
+            self.review_outbound(outbound);
         }
     }
 
-    /// Whether a link that a peer dialed may stay under the configuration in force.
-    fn review(&self, link: &Arc<Link>, peer: &Peer) {
+    /// Whether a link that this hub has dialed may stay.
+    fn review_outbound(&self, outbound: &Outbound) {
+        let credentials = self.credentials.load();
+        let mutual = credentials.mutual.as_ref();
+        if let Some(mutual) = mutual.filter(|_| self.terms.load().require_mtls) {
+            outbound.review(&mutual.trust.current());
+        }
+    }
+
+    /// Whether a link that a peer dialed, which was let in at `since`, may stay. That a certificate has
+    /// ended in the meantime ends no link.
+    fn review(&self, link: &Arc<Link>, peer: &Peer, since: SystemTime) {
         let terms = self.terms.load();
-        let hosts: Vec<_> = terms
-            .peers
-            .iter()
-            .map(|peer| canonical(peer.url.host()))
-            .collect();
-        let known = peer
-            .proven
-            .iter()
-            .any(|name| hosts.iter().any(|host| **host == **name));
-        if terms.require_mtls && !known {
+        let credentials = self.credentials.load();
+        let mutual = credentials.mutual.as_ref();
+        let proof = mutual.map(|mutual| prove(mutual, &terms, peer.proof.chain.clone(), since));
+        let unproven = match proof {
+            Some(Err(unproven)) => Some((unproven.fault.code(), unproven.to_string())),
+            None => Some(("certificate_missing", "ha.mesh.tls is not set".to_owned())),
+            Some(Ok(_)) => None,
+        };
+        if let Some((reason, detail)) = unproven.filter(|_| terms.on && terms.require_mtls) {
+            note_untrusted("inbound", &peer.label, reason, &detail);
             link.close(Reason::Denied);
         } else if !terms.on && link.takes_flows() {
             link.go_away(Reason::NotActive, NO_DEADLINE);
@@ -327,10 +350,22 @@ impl Mesh {
             .map(|mutual| mutual.server.current())
     }
 
-    /// Looks whether the files of certificates have changed, and goes on with those. Blocks on
-    /// file I/O.
+    /// Looks whether the files of certificates have changed, and goes on with those: links to hubs
+    /// that the CAs do not vouch for any more are cut. Blocks on file I/O.
     pub fn tend(&self) {
-        self.credentials.load_full().tend();
+        match self.credentials.load_full().tend() {
+            Tended::Same => {}
+            Tended::Changed => {
+                self.note_certificates_changed();
+                self.review_all();
+            }
+            Tended::Kept => self.metrics.tunnels.note_certificate("mesh", "rejected"),
+        }
+    }
+
+    fn note_certificates_changed(&self) {
+        self.metrics.tunnels.note_certificate("mesh", "applied");
+        tracing::info!(event = "certificate_changed", r#use = "mesh", audit = true);
     }
 
     /// When this hub's certificate ends, and the first of the mesh CAs.
@@ -338,7 +373,7 @@ impl Mesh {
         let credentials = self.credentials.load();
         let mutual = credentials.mutual.as_ref();
         let own = mutual.and_then(|mutual| mutual.server.expires());
-        (own, mutual.and_then(|mutual| mutual.trust.expires()))
+        (own, mutual.and_then(|mutual| mutual.trust.trust_expires()))
     }
 
     /// Tells peers to open no more flows here, and those who dial from now on to come back later.
@@ -424,6 +459,18 @@ async fn see_off(link: &Link, stop: &CancellationToken) {
         }
     }
     link.close(Reason::Finished);
+}
+
+/// A peer of a standing link would not be let in any more.
+fn note_untrusted(direction: &str, peer: &str, reason: &str, detail: &str) {
+    tracing::warn!(
+        event = "mesh_peer_untrusted",
+        direction,
+        peer,
+        reason,
+        detail,
+        audit = true,
+    );
 }
 
 fn log_down(direction: &str, peer: &str, hub: &str, closed: &LinkClosed, lived: Duration) {

@@ -16,7 +16,6 @@ use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use nowconnect_link::tls::{LiveServerConfig, LiveTrust};
 use nowconnect_link::upgrade::Refusal;
-use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 
 use crate::listener::{BindError, listen};
@@ -40,8 +39,6 @@ pub struct Surface {
     pub tunnels: Option<Arc<Tunnels>>,
     /// Takes other hubs in, unless they have a port of their own; `None` on the second port too.
     pub mesh: Option<Arc<Mesh>>,
-    /// TLS of the port; `None` = plain.
-    pub tls: Option<Arc<PortTls>>,
 }
 
 /// TLS of the port for agents and peers.
@@ -50,7 +47,7 @@ pub struct PortTls {
     /// What a connection begins with. It takes any client certificate.
     pub(crate) server: Arc<LiveServerConfig>,
     /// Who vouches for agents.
-    pub(crate) agents: LiveTrust,
+    pub(crate) agents: Arc<LiveTrust>,
 }
 
 /// A request with what is known about its connection.
@@ -88,13 +85,10 @@ impl Respond for Surface {
         let path = call.request.uri().path();
         match (path, &self.tunnels) {
             ("/tunnel", Some(_)) if call.busy => answer::unavailable("busy", 5),
-            ("/tunnel", Some(tunnels)) => {
-                let certified = self.is_agent(call.certificates.as_deref());
-                tunnels
-                    .receive(&mut call.request, call.peer, certified)
-                    .await
-                    .unwrap_or_else(Refusal::into_response)
-            }
+            ("/tunnel", Some(tunnels)) => tunnels
+                .receive(&mut call.request, call.peer, call.certificates)
+                .await
+                .unwrap_or_else(Refusal::into_response),
             ("/mesh", Some(_)) => self.join(call).await,
             ("/healthz" | "/readyz" | "/metrics", _) => self.read_only(&call.request),
             _ => answer::closing(StatusCode::NOT_FOUND, "not_found"),
@@ -122,14 +116,6 @@ impl Surface {
                 .unwrap_or_else(Refusal::into_response),
             _ => answer::closing(StatusCode::NOT_FOUND, "not_found"),
         }
-    }
-
-    /// Whether a certificate is one of those that agents must show where that is asked of them.
-    fn is_agent(&self, certificates: Option<&[CertificateDer<'static>]>) -> bool {
-        let (Some(tls), Some(chain)) = (&self.tls, certificates) else {
-            return false;
-        };
-        tls.agents.current().judge_client(chain).is_ok()
     }
 
     fn read_only(&self, request: &Request<Incoming>) -> Answer {

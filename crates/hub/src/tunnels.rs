@@ -11,7 +11,7 @@ mod uptime;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -21,14 +21,17 @@ use hyper::body::Incoming;
 use nowconnect_link::counters::Engine;
 use nowconnect_link::quiet::Quiet;
 use nowconnect_link::tasks::Tasks;
+use nowconnect_link::tls::{CertificateFault, LiveTrust};
 use nowconnect_link::upgrade::{Offer, Refusal};
 use nowconnect_proto::Reason;
 use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
 use tokio::time::interval;
 
 use crate::auth::{Identity, Rejection, Verifier, bearer};
 use crate::config::HubConfig;
 use crate::forwarded::sender;
+use crate::mesh::Shown;
 use crate::metrics::Metrics;
 use crate::policy::{Client, KeyedGate};
 use crate::registry::{Owner, Registry};
@@ -67,6 +70,8 @@ pub struct Tunnels {
     metrics: Arc<Metrics>,
     tasks: Tasks,
     arrival: OnceLock<Arrival>,
+    /// Who vouches for the certificates of agents.
+    trust: OnceLock<Arc<LiveTrust>>,
     /// Set once: tunnels that come from then on are told to go elsewhere.
     leaving: Mutex<Option<Reason>>,
     /// Why an agent's last tunnel ended, by its metric label, which bounds it.
@@ -93,6 +98,7 @@ impl Tunnels {
             registry,
             directory: Directory::default(),
             arrival: OnceLock::new(),
+            trust: OnceLock::new(),
             engine,
             metrics,
             tasks,
@@ -125,6 +131,11 @@ impl Tunnels {
         let _ = self.arrival.set(Box::new(tell));
     }
 
+    /// Judges the certificates of agents by `trust`, where they must have one. For one caller.
+    pub(crate) fn judge_certificates_by(&self, trust: Arc<LiveTrust>) {
+        let _ = self.trust.set(trust);
+    }
+
     pub(crate) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
@@ -144,18 +155,59 @@ impl Tunnels {
         }
     }
 
-    /// Answers a request for `/tunnel`: 101 and a session of its own, or why not. `certified` says
-    /// whether the client of the connection has proven a certificate.
+    /// Closes the tunnels of agents that could not open them any more with the certificate that they
+    /// have shown: other CAs vouch for agents now.
+    pub(crate) fn review_certificates(&self) {
+        for session in self.directory.sessions() {
+            self.review_certificate(&session);
+        }
+    }
+
+    fn review_certificate(&self, session: &Session) {
+        let shown = session.certificate.as_deref();
+        if let Err(fault) = self.judge_certificate(shown, session.since_time()) {
+            self.gate.count_rejection("client_certificate");
+            let detail = format!("{fault}, since tunnel.tls.client_ca has changed");
+            tracing::warn!(
+                event = "agent_refused",
+                agent_id = %session.agent_id,
+                remote = %session.remote,
+                reason = fault.code(),
+                detail,
+                audit = true,
+            );
+            session.link().close(Reason::AuthFailed);
+        }
+    }
+
+    /// Whether what an agent has shown `at` is enough.
+    fn judge_certificate(
+        &self,
+        shown: Option<&[CertificateDer<'static>]>,
+        at: SystemTime,
+    ) -> Result<(), CertificateFault> {
+        if !self.terms.load().certificates {
+            return Ok(());
+        }
+        let (Some(trust), Some(chain)) = (self.trust.get(), shown) else {
+            return Err(CertificateFault::Missing);
+        };
+        let judged = trust.current().judge_client(chain, at);
+        judged.map_err(|error| CertificateFault::of(&error).unwrap_or(CertificateFault::Other))
+    }
+
+    /// Answers a request for `/tunnel`: 101 and a session of its own, or why not. `shown` is what the
+    /// client of the connection has shown, judged by nobody yet.
     pub(crate) async fn receive(
         self: &Arc<Self>,
         request: &mut Request<Incoming>,
         peer: SocketAddr,
-        certified: bool,
+        shown: Option<Shown>,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
         let offer = Offer::from_request(request)?;
         let terms = self.terms.load_full();
         let remote = sender(peer, request.headers(), &terms.trusted_proxies);
-        self.welcome(certified || !terms.certificates)?;
+        self.welcome(shown.as_deref(), &remote)?;
         let identity = self.identify(request.headers(), remote, &terms).await?;
         let place = self
             .places
@@ -175,6 +227,7 @@ impl Tunnels {
             terms,
             identity,
             remote,
+            certificate: shown,
         };
         self.tasks.spawn("tunnel", async move {
             newcomer.serve(pending).await;
@@ -241,22 +294,36 @@ impl Tunnels {
         proxies.any(|network| network.contains(&peer.to_canonical()))
     }
 
-    fn welcome(&self, certified: bool) -> Result<(), Refusal> {
+    fn welcome(
+        &self,
+        shown: Option<&[CertificateDer<'static>]>,
+        remote: &dyn std::fmt::Display,
+    ) -> Result<(), Refusal> {
         if self.leaving.lock().is_some() {
             let busy = StatusCode::SERVICE_UNAVAILABLE;
             return Err(Refusal::new(busy, "draining", "this hub is about to stop")
                 .retry_after(Duration::from_secs(1)));
         }
-        if !certified {
-            self.gate.count_rejection("client_certificate");
-            let detail = "this hub wants a client certificate besides the token";
-            return Err(Refusal::new(
-                StatusCode::FORBIDDEN,
-                "client_certificate",
-                detail,
-            ));
+        let Err(fault) = self.judge_certificate(shown, SystemTime::now()) else {
+            return Ok(());
+        };
+        self.gate.count_rejection("client_certificate");
+        if let Some(suppressed) = self.pass(fault.code()) {
+            tracing::warn!(
+                event = "agent_refused",
+                %remote,
+                reason = fault.code(),
+                detail = %fault,
+                suppressed,
+                audit = true,
+            );
         }
-        Ok(())
+        let detail = format!("this hub wants a client certificate besides the token, but {fault}");
+        Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "client_certificate",
+            detail,
+        ))
     }
 
     /// Whether an agent's offence is logged: one of a kind per second, and how many were not.
@@ -341,6 +408,8 @@ impl Tunnels {
         if let Some(by) = self.registry.successor(&session.agent_id, session.owner()) {
             return self.superseded(&session.agent_id, by);
         }
+        // CAs may have changed since it was let in.
+        self.review_certificate(session);
         if let Some(tell) = self.arrival.get() {
             tell(session);
         }

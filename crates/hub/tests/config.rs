@@ -78,7 +78,7 @@ fn the_documented_example_loads() {
         3,
         "the certificates are not here"
     );
-    assert!(loaded.with_files().is_err());
+    assert!(loaded.with_files(|_| false).is_err());
 }
 
 /// The defaults are the example's values, but for what names things of that installation.

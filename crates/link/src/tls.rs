@@ -142,23 +142,32 @@ pub struct Material {
     identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
     roots: Vec<CertificateDer<'static>>,
     expires: Option<SystemTime>,
+    /// The first end among CAs that were named one by one, not those of the system.
+    roots_expire: Option<SystemTime>,
 }
 
 impl Files for ClientFiles {
     type Config = ClientConfig;
 
     fn load(&self) -> Result<Material, TlsError> {
-        let roots = match &self.roots {
-            Roots::System => system_roots()?,
-            Roots::Only(bundle) => pem::certificates(bundle)?,
-            Roots::SystemAnd(bundle) => {
-                // The bundle is what the user said; a bare system must not get in its way.
-                let mut roots = pem::certificates(bundle)?;
-                roots.extend(system_roots().unwrap_or_default());
-                roots
-            }
+        let (mut roots, with_system) = match &self.roots {
+            Roots::System => (Vec::new(), true),
+            Roots::Only(bundle) => (pem::certificates(bundle)?, false),
+            Roots::SystemAnd(bundle) => (pem::certificates(bundle)?, true),
         };
-        Material::new(self.identity.as_ref(), roots)
+        let roots_expire = cert::first_expiry(&roots)?;
+        if with_system {
+            match system_roots() {
+                Ok(system) => roots.extend(system),
+                // The bundle is what the user said; a bare system must not get in its way.
+                Err(_) if !roots.is_empty() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Material {
+            roots_expire,
+            ..Material::new(self.identity.as_ref(), roots)?
+        })
     }
 
     fn build(&self, material: &Material) -> Result<ClientConfig, TlsError> {
@@ -239,6 +248,7 @@ impl Material {
                 identity: None,
                 roots,
                 expires: None,
+                roots_expire: None,
             });
         };
         let chain = pem::certificates(&files.cert_file)?;
@@ -248,6 +258,7 @@ impl Material {
             identity: Some((chain, key)),
             roots,
             expires,
+            roots_expire: None,
         })
     }
 }

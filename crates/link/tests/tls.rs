@@ -300,7 +300,7 @@ fn bad_files_are_named_with_what_is_wrong() {
         ),
         (
             cert(ca.file("cut", truncated.as_bytes())),
-            "cut: certificate 1 is damaged",
+            "cut: certificate 1 breaks off",
         ),
         (
             cert(ca.file("bundle", [&pem, not_x509].concat().as_bytes())),

@@ -9,6 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use zeroize::Zeroize as _;
 
 use crate::frame::{MAX_JSON_BODY, MAX_NAME};
 use crate::json::{self, JsonError};
@@ -207,7 +208,7 @@ pub struct Rejected {
     pub reason: String,
 }
 
-/// TOKEN: a renewed bearer token. Never shown by `Debug`.
+/// TOKEN: a renewed bearer token. Never shown by `Debug`, and overwritten in memory when it is dropped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
     /// The JWT.
@@ -217,6 +218,12 @@ pub struct Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(***)")
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.token.zeroize();
     }
 }
 

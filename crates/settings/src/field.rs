@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::effective::Shown;
+use crate::exposure::Holds;
 use crate::load::KeySpec;
 use crate::node::{Content, Node, Origin, Style};
 use crate::problem::Problem;
 use crate::rule::Rule;
+use crate::secret::mask_url;
 use crate::source::read_text;
 use crate::table::Table;
 use crate::value::{Number, Value};
@@ -28,6 +30,8 @@ pub struct Field<'f, 't, T> {
     /// Items that a list may have.
     most: usize,
     vars: &'static [&'static str],
+    /// What a file that is named holds.
+    holds: Holds,
 }
 
 impl<'f, 't, T: Value> Field<'f, 't, T> {
@@ -39,6 +43,7 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
             commas: false,
             most: MAX_ITEMS,
             vars: &[],
+            holds: Holds::Trust,
         }
     }
 
@@ -219,7 +224,10 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
         let (direct, named) = (self.set(self.key), self.set(&file_key));
         let from_env = |node: &Node| matches!(node.origin, Origin::Env(_));
         let named = match (direct, named) {
-            (direct, None) => return direct.map(Cow::Borrowed),
+            (direct, None) => {
+                self.table.reader.tells |= direct.is_some_and(tells);
+                return direct.map(Cow::Borrowed);
+            }
             (None, Some(named)) => named,
             (Some(direct), Some(named)) => match (from_env(direct), from_env(named)) {
                 (true, false) => return Some(Cow::Borrowed(direct)),
@@ -234,7 +242,8 @@ impl<'f, 't, T: Value> Field<'f, 't, T> {
         };
         let path = Field::<PathBuf>::new(self.table, self.key).typed(named, file_key.clone())?;
         let path = self.table.reader.env.resolve(&path);
-        self.table.names_file(&file_key, path.clone(), true);
+        let (table, holds) = (&mut self.table, Holds::Secret);
+        table.names(&file_key, path.clone(), true, holds);
         match read_text(&path) {
             Ok(text) => {
                 let origin = named.origin.clone();
@@ -291,24 +300,44 @@ impl<T: Number + 'static> Field<'_, '_, T> {
 }
 
 impl Field<'_, '_, PathBuf> {
+    /// The file holds a key, token or password, and is nobody else's business ([`crate::exposure`]).
+    pub fn private(self) -> Self {
+        Self {
+            holds: Holds::Secret,
+            ..self
+        }
+    }
+
     /// A file that is read while running: it is resolved as [`crate::Env::resolve`] says, watched,
     /// and must be there in the end. `None` when it is not set or is empty text.
     pub fn file(self) -> Option<PathBuf> {
-        let Self { table, key, .. } = self;
+        let Self {
+            table, key, holds, ..
+        } = self;
         let path = Field::new(table, key).optional();
-        Field::new(table, key).named(path)
+        named(table, key, path, holds)
     }
 
     /// The same for a file that must be named; `None` means that a problem was reported.
     pub fn required_file(self) -> Option<PathBuf> {
-        let Self { table, key, .. } = self;
+        let Self {
+            table, key, holds, ..
+        } = self;
         let path = Field::new(table, key).required();
-        Field::new(table, key).named(path)
+        named(table, key, path, holds)
     }
+}
 
-    fn named(self, path: Option<PathBuf>) -> Option<PathBuf> {
-        let path = self.table.reader.env.resolve(&path?);
-        self.table.names_file(self.key, path.clone(), true);
-        Some(path)
-    }
+fn named(table: &mut Table<'_>, key: &str, path: Option<PathBuf>, holds: Holds) -> Option<PathBuf> {
+    let path = table.reader.env.resolve(&path?);
+    table.names(key, path.clone(), true, holds);
+    Some(path)
+}
+
+/// Whether a secret stands in the file itself: a URL without a password is none.
+fn tells(node: &Node) -> bool {
+    let (Content::Scalar(scalar), Origin::File { .. }) = (&node.content, &node.origin) else {
+        return false;
+    };
+    scalar.written.is_none() && mask_url(&scalar.text) != scalar.text
 }

@@ -10,6 +10,7 @@
 //! environment variables ([`Alias`]), `NOWCONNECT__SECTION__KEY` for any key.
 
 mod effective;
+mod exposure;
 mod field;
 mod fixed;
 mod load;
@@ -28,6 +29,7 @@ mod watcher;
 mod yaml;
 
 pub use effective::{Effective, Shown};
+pub use exposure::{Holds, exposure};
 pub use field::Field;
 pub use fixed::Fixed;
 pub use load::{Document, KeySpec, Loaded, describe, load};

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::effective::{Effective, Shown};
+use crate::exposure::{Holds, exposure};
 use crate::node::{Content, Node, Origin};
 use crate::overlay::{self, Alias};
 use crate::problem::{Problem, Problems, Severity};
@@ -23,14 +24,25 @@ pub struct Loaded<T> {
     pub effective: Effective,
     /// What is allowed but deserves a look.
     pub warnings: Vec<Problem>,
-    /// Files that the configuration names, with the problem that it is when one is missing.
-    named: Vec<(PathBuf, Option<Problem>)>,
+    named: Vec<Named>,
+    /// The file itself holds a secret.
+    tells: bool,
+}
+
+/// A file that the configuration names.
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    pub(crate) path: PathBuf,
+    /// A problem with it, but for what is wrong.
+    pub(crate) place: Problem,
+    pub(crate) needed: bool,
+    pub(crate) holds: Holds,
 }
 
 impl<T> Loaded<T> {
     /// The configuration file and every file that it names, each once: what to watch.
     pub fn files(&self) -> Vec<PathBuf> {
-        let named = self.named.iter().map(|(path, _)| path.clone());
+        let named = self.named.iter().map(|named| named.path.clone());
         let mut files: Vec<_> = self.file.iter().cloned().chain(named).collect();
         files.sort();
         files.dedup();
@@ -39,29 +51,69 @@ impl<T> Loaded<T> {
 
     /// One problem for each file that is needed and cannot be opened.
     pub fn missing_files(&self) -> Vec<Problem> {
-        let missing = |(path, problem): &(PathBuf, Option<Problem>)| {
-            let problem = problem.clone()?;
+        let missing = |named: &Named| {
+            let path = &named.path;
             let error = std::fs::File::open(path).err()?;
             let message = match error.kind() {
                 std::io::ErrorKind::NotFound => format!("there is no file {}", path.display()),
                 _ => format!("{} cannot be opened: {error}", path.display()),
             };
-            Some(Problem {
-                message,
-                ..problem.clone()
-            })
+            let place = named.place.clone();
+            let place = place.hint("put the file there, or correct the name");
+            Some(Problem { message, ..place })
         };
-        self.named.iter().filter_map(missing).collect()
+        let needed = self.named.iter().filter(|named| named.needed);
+        needed.filter_map(missing).collect()
     }
 
-    /// Turns missing files into an error.
-    pub fn with_files(self) -> Result<Self, Problems> {
-        let missing = self.missing_files();
-        if missing.is_empty() {
-            Ok(self)
+    /// One problem for each file that every user of this machine can touch and should not, see
+    /// [`exposure`].
+    pub fn exposed_files(&self) -> Vec<Problem> {
+        let holds = if self.tells {
+            Holds::Secret
         } else {
-            Err(Problems(missing))
+            Holds::Trust
+        };
+        let own = self.file.iter().filter_map(|file| {
+            let problem = exposure(file, holds)?;
+            let file = Some(file.clone());
+            Some(Problem { file, ..problem })
+        });
+        let named = self.named.iter().filter_map(|named| {
+            let Problem {
+                severity,
+                message,
+                hint,
+                ..
+            } = exposure(&named.path, named.holds)?;
+            Some(Problem {
+                severity,
+                message,
+                hint,
+                ..named.place.clone()
+            })
+        });
+        own.chain(named).collect()
+    }
+
+    /// Turns missing files, and secrets that everybody can change, into an error, unless they are
+    /// `excused`; the rest is added to the warnings.
+    ///
+    /// # Errors
+    /// Every such file.
+    pub fn with_files(mut self, excused: impl Fn(&Problem) -> bool) -> Result<Self, Problems> {
+        let found = self.missing_files().into_iter().chain(self.exposed_files());
+        let found = found.map(|problem| match excused(&problem) {
+            true => problem.as_warning(),
+            false => problem,
+        });
+        let (warnings, errors): (Vec<_>, Vec<_>) =
+            found.partition(|problem| problem.severity == Severity::Warning);
+        if !errors.is_empty() {
+            return Err(Problems(errors));
         }
+        self.warnings.extend(warnings);
+        Ok(self)
     }
 }
 
@@ -217,7 +269,8 @@ impl Document {
         let mut reader = Reader::new(self.root, self.file.clone(), self.env, self.aliases);
         reader.problems = self.problems;
         let (config, shown) = reader.root(read);
-        let (problems, left_out, named) = (reader.problems, reader.left_out, reader.named);
+        let (problems, left_out) = (reader.problems, reader.left_out);
+        let (named, tells) = (reader.named, reader.tells);
         let (warnings, mut errors): (Vec<_>, Vec<_>) = problems
             .into_iter()
             .partition(|p| p.severity == Severity::Warning);
@@ -230,6 +283,7 @@ impl Document {
                     effective,
                     warnings,
                     named,
+                    tells,
                 })
             }
             _ => {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::load::{KeySpec, placed};
+use crate::load::{KeySpec, Named, placed};
 use crate::node::{Node, Origin};
 use crate::overlay::{Alias, PREFIX};
 use crate::problem::{Problem, Severity};
@@ -18,8 +18,10 @@ pub(crate) struct Reader {
     pub(crate) problems: Vec<Problem>,
     /// Errors beyond [`MAX_PROBLEMS`], which are only counted.
     pub(crate) left_out: usize,
-    /// Files to watch, with the problem that it is when one is missing.
-    pub(crate) named: Vec<(PathBuf, Option<Problem>)>,
+    /// Files to watch.
+    pub(crate) named: Vec<Named>,
+    /// The file itself holds a secret.
+    pub(crate) tells: bool,
     /// Documented variables, for advice.
     pub(crate) aliases: Vec<Alias>,
     /// Collects the keys asked for, when that is all that is wanted.
@@ -44,6 +46,7 @@ impl Reader {
             problems: Vec::new(),
             left_out: 0,
             named: Vec::new(),
+            tells: false,
             schema: None,
         }
     }

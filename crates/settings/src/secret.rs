@@ -2,17 +2,20 @@
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
 /// What stands in for a secret.
 pub(crate) const MASK: &str = "***";
 
-/// A secret: `Debug`, `Display` and `Serialize` show `***`.
+/// A secret: `Debug`, `Display` and `Serialize` show `***`, and its memory is overwritten when it is
+/// dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Wraps `text`.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self(Zeroizing::new(text.into()))
     }
 
     /// The text itself; keep it out of logs and errors.

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::effective::Shown;
+use crate::exposure::Holds;
 use crate::field::Field;
+use crate::load::Named;
 use crate::node::{Content, Node, Origin, excerpt};
 use crate::problem::{Problem, Severity};
 use crate::reader::Reader;
@@ -77,9 +79,18 @@ impl<'t> Table<'t> {
     /// Notes a file that is read while running: it is watched, and a configuration without it can
     /// be told from a complete one ([`crate::Loaded::missing_files`]) if it is `needed`.
     pub fn names_file(&mut self, key: &str, path: PathBuf, needed: bool) {
-        let missing = self.reader.place(&self.path(key), Problem::new(""));
-        let missing = missing.hint("put the file there, or correct the name");
-        self.reader.named.push((path, needed.then_some(missing)));
+        self.names(key, path, needed, Holds::Trust);
+    }
+
+    /// The same for a file that `holds` something.
+    pub(crate) fn names(&mut self, key: &str, path: PathBuf, needed: bool, holds: Holds) {
+        let place = self.reader.place(&self.path(key), Problem::new(""));
+        self.reader.named.push(Named {
+            path,
+            place,
+            needed,
+            holds,
+        });
     }
 
     /// Notes that another key counts instead of `key`, so that it is not shown as in effect.

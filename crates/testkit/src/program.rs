@@ -1,5 +1,7 @@
 //! Programs of the machine: where they are, and running one to its end.
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -108,12 +110,15 @@ pub fn read(file: &Path) -> Result<String> {
     std::fs::read_to_string(file).with_context(|| file.display().to_string())
 }
 
-/// Writes a file as a careful operator does: whole, by renaming it into place.
+/// Writes a file as a careful operator does: for himself, and whole, by renaming it into place.
 ///
 /// # Errors
 /// Names the file.
 pub fn write(file: &Path, text: &str) -> Result<()> {
     let new = file.with_extension("new");
-    std::fs::write(&new, text).with_context(|| new.display().to_string())?;
+    let mut options = std::fs::File::options();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    let write = || options.open(&new)?.write_all(text.as_bytes());
+    write().with_context(|| new.display().to_string())?;
     std::fs::rename(&new, file).with_context(|| file.display().to_string())
 }

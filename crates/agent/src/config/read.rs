@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use http::Uri;
+use nowconnect_link::tls::Identity;
 use nowconnect_settings::{
     Alias, Document, Env, LogFormat, LogLevel, NAME, Secret, Shown, Table, Value, closest, is_name,
     loosely,
@@ -23,6 +24,8 @@ pub const ALIASES: &[Alias] = &[
     Alias::new("NC_AGENT_ID", "tunnel.agent_id"),
     Alias::new("NC_CONNECTORS", "tunnel.exported_connectors"),
     Alias::new("NC_TOKEN_FILE", "tunnel.auth.token_file"),
+    Alias::new("NC_CLIENT_CERT", "tunnel.tls.cert_file"),
+    Alias::new("NC_CLIENT_KEY", "tunnel.tls.key_file"),
     Alias::new("NC_PROTOCOL", "tunnel.protocol"),
     Alias::new("NC_LOG_LEVEL", "observability.log_level"),
     Alias::new("NC_LOG_FORMAT", "observability.log_format"),
@@ -115,8 +118,13 @@ fn tunnel(t: &mut Table<'_>, exported: &mut Vec<String>) -> Option<TunnelConfig>
         .field("agent_id")
         .check(NAME, |id: &String| is_name(id))
         .required();
+    let over_tls = |urls: &Vec<Uri>| urls.iter().any(|url| url.scheme_str() == Some("wss"));
     *exported = exported_connectors(t);
-    let token_file = t.section("auth", |t| t.field("token_file").required_file());
+    let token_file = t.section("auth", |t| t.field("token_file").private().required_file());
+    let identity = t.section("tls", identity);
+    if identity.is_some() && urls.as_ref().is_some_and(|urls| !over_tls(urls)) {
+        t.warning("tls", "has no effect: no URL is wss://", "");
+    }
     let protocol = t.field("protocol").or(Protocol::V2);
     let ping_interval = t.seconds("ping_interval_sec", 1..=3600, 5);
     let ping_timeout = t.seconds("ping_timeout_sec", 1..=3600, 10);
@@ -127,11 +135,35 @@ fn tunnel(t: &mut Table<'_>, exported: &mut Vec<String>) -> Option<TunnelConfig>
         agent_id: agent_id?,
         exported_connectors: exported.clone(),
         token_file: token_file?,
+        identity,
         protocol,
         ping_interval,
         ping_timeout,
         max_ws_payload,
     })
+}
+
+/// `cert_file` and `key_file`, which only make sense together.
+fn identity(t: &mut Table<'_>) -> Option<Identity> {
+    let cert_file = t.field("cert_file").file();
+    let key_file = t.field("key_file").private().file();
+    match (cert_file, key_file) {
+        (Some(cert_file), Some(key_file)) => Some(Identity {
+            cert_file,
+            key_file,
+        }),
+        (Some(_), None) => {
+            let hint = "set key_file to its private key";
+            t.problem("cert_file", "a certificate without a key", hint);
+            None
+        }
+        (None, Some(_)) => {
+            let hint = "set cert_file to its certificate";
+            t.problem("key_file", "a key without a certificate", hint);
+            None
+        }
+        (None, None) => None,
+    }
 }
 
 /// `url` or `urls`; the environment's word counts more than the file's.

@@ -415,6 +415,7 @@ impl Site {
                 agent_id: "premise-01".into(),
                 exported_connectors: targets.iter().map(|(name, _)| (*name).into()).collect(),
                 token_file,
+                identity: None,
                 protocol: Protocol::V2,
                 ping_interval: Duration::from_secs(5),
                 ping_timeout: Duration::from_secs(10),

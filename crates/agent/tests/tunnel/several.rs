@@ -233,7 +233,7 @@ async fn every_hub_hears_of_tokens_and_connectors() {
         let Some(Frame::Token(body)) = soon(controls.recv()).await else {
             panic!("no TOKEN")
         };
-        let token = Token::decode(&body).expect("a token").token;
+        let token = Token::decode(&body).expect("a token").token.clone();
         assert_eq!(token, "second.token.x");
     }
     next.tunnel.exported_connectors = vec!["web".into()];

@@ -141,7 +141,10 @@ fn server_tls(t: &mut Table<'_>) -> Option<ServerTls> {
 
 /// `cert_file` and `key_file`, which only make sense together.
 fn key_pair(t: &mut Table<'_>) -> Option<(PathBuf, PathBuf)> {
-    match (t.field("cert_file").file(), t.field("key_file").file()) {
+    match (
+        t.field("cert_file").file(),
+        t.field("key_file").private().file(),
+    ) {
         (Some(cert), Some(key)) => Some((cert, key)),
         (Some(_), None) => {
             let hint = "set key_file to its private key";
@@ -242,7 +245,7 @@ fn admin(t: &mut Table<'_>, sockets: &mut Sockets) -> AdminConfig {
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 8766));
     let bind = t.field("bind").or(loopback);
     sockets.take(t.path("bind"), bind);
-    let token_file = t.field("token_file").file();
+    let token_file = t.field("token_file").private().file();
     if token_file.is_none() && !bind.ip().is_loopback() {
         let hint = "set admin.token_file, or bind to 127.0.0.1";
         t.problem(

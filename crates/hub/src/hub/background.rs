@@ -1,4 +1,4 @@
-//! What goes on while a hub runs: sweeps, certificates, values that scrapes read.
+//! What goes on while a hub runs: sweeps, values that scrapes read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,17 +8,11 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::Hub;
 use crate::admin::{Admin, SAMPLE_PERIOD};
-use crate::mesh::Mesh;
-use crate::metrics::Metrics;
 use crate::registry::RegistryHealth;
-use crate::server::{PortTls, Stage};
+use crate::server::Stage;
 
 /// Between looks at idle and orphaned flows.
 const SWEEP: Duration = Duration::from_millis(500);
-/// Between looks at the certificate files. Polling sees what file notifications miss: links that
-/// are swapped (Kubernetes) and network file systems.
-const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
-
 /// How long a hub that has just started waits for the others before it serves alone.
 const SETTLE: Duration = Duration::from_secs(3);
 const SETTLE_POLL: Duration = Duration::from_millis(20);
@@ -63,19 +57,10 @@ impl Hub {
         };
         self.tasks
             .spawn("sweep", self.tasks.token().run_until_cancelled_owned(sweep));
-        if let Some(tls) = self.tls.clone() {
-            let watch = self
-                .tasks
-                .token()
-                .run_until_cancelled_owned(watch_certificate(tls));
-            self.tasks.spawn("certificates", watch);
-        }
         let sample = take_samples(self.admin.clone());
         let sample = self.tasks.token().run_until_cancelled_owned(sample);
         self.tasks.spawn("history", sample);
-        let watch = watch_mesh_certificates(self.mesh.clone());
-        let watch = self.tasks.token().run_until_cancelled_owned(watch);
-        self.tasks.spawn("mesh_certificates", watch);
+        self.tend_certificates();
     }
 
     /// Lets `/readyz` tell what makes an active hub degraded.
@@ -105,25 +90,8 @@ impl Hub {
                 .with(["client"])
                 .inc_by(seconds);
         });
-        if let Some(tls) = self.tls.clone() {
-            self.metrics.on_scrape(move |metrics| {
-                show_expiry(metrics, "tunnel", tls.server.expires());
-            });
-        }
-        let mesh = self.mesh.clone();
-        self.metrics.on_scrape(move |metrics| {
-            let (own, ca) = mesh.expiry();
-            show_expiry(metrics, "mesh", own);
-            show_expiry(metrics, "mesh_ca", ca);
-        });
+        self.show_expiry();
     }
-}
-
-fn show_expiry(metrics: &Metrics, r#use: &str, end: Option<SystemTime>) {
-    let Some(end) = end else { return };
-    let left = end.duration_since(SystemTime::now()).unwrap_or_default();
-    let expiry = &metrics.tunnels.cert_expiry;
-    expiry.with([r#use]).set(left.as_secs_f64());
 }
 
 /// At whole multiples of the period, so that samples of different hubs are of the same time.
@@ -135,50 +103,5 @@ async fn take_samples(admin: Arc<Admin>) {
         let left = u64::try_from(period - into).unwrap_or_default();
         sleep(Duration::from_millis(left)).await;
         admin.sample();
-    }
-}
-
-async fn watch_mesh_certificates(mesh: Arc<Mesh>) {
-    let mut ticks = interval(CERTIFICATE_POLL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let mesh = mesh.clone();
-        if tokio::task::spawn_blocking(move || mesh.tend())
-            .await
-            .is_err()
-        {
-            return;
-        }
-    }
-}
-
-async fn watch_certificate(tls: Arc<PortTls>) {
-    let mut ticks = interval(CERTIFICATE_POLL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut problem = String::new();
-    loop {
-        ticks.tick().await;
-        let live = tls.clone();
-        match tokio::task::spawn_blocking(move || live.reload()).await {
-            Ok(Ok(changed)) => {
-                problem.clear();
-                if changed {
-                    tracing::info!(
-                        event = "certificate_changed",
-                        r#use = "tunnel",
-                        audit = true
-                    );
-                }
-            }
-            Ok(Err(error)) => {
-                let error = error.to_string();
-                if error != problem {
-                    tracing::warn!(event = "certificate_kept", r#use = "tunnel", error);
-                    problem = error;
-                }
-            }
-            Err(_) => return,
-        }
     }
 }

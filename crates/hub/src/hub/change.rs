@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::ports::PreparedTls;
-use super::{Hub, HubError, bind_all, refuse_unavailable, token};
+use super::{Hub, HubError, bind_all, certificates, refuse_unavailable, token};
 use crate::config::{Change, HaConfig, HubConfig};
 use crate::listener::{self, Listener};
 use crate::mesh;
@@ -60,14 +60,19 @@ impl Hub {
         let mesh = mesh::Prepared::load(new)?;
         let mesh_port = self.mesh_port.prepare(new)?;
         // Nothing fails from here on.
-        if let (Some(live), Some(tls)) = (&self.tls, tls) {
-            live.commit(tls);
-        }
+        let tls = self
+            .tls
+            .as_ref()
+            .zip(tls)
+            .map(|(live, tls)| live.commit(tls));
         self.keys.commit(keys);
         self.policy.set_rules(new);
         self.pdp.commit(decisions);
         self.tunnels
             .set_rules(new, self.keys.verifier(&new.security));
+        if let Some(change) = tls {
+            certificates::changed(change, &self.tunnels, &self.metrics);
+        }
         self.admin.set_rules(new, token);
         self.router.set_mode(new.ha.mode);
         self.crossings.forward().set_rules(new);

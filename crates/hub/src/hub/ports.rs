@@ -22,24 +22,34 @@ impl PortTls {
         Ok(prepared.map(|PreparedTls { server, agents }| {
             Arc::new(Self {
                 server: Arc::new(LiveServerConfig::from(server)),
-                agents: LiveTrust::from(agents),
+                agents: Arc::new(LiveTrust::from(agents)),
             })
         }))
     }
 
-    /// Goes on with other files.
-    pub(super) fn commit(&self, prepared: PreparedTls) {
-        self.server.commit(prepared.server);
-        self.agents.commit(prepared.agents);
+    /// Goes on with other files; says what has another content.
+    pub(super) fn commit(&self, prepared: PreparedTls) -> TlsChange {
+        let agents = self.agents.commit(prepared.agents);
+        let any = self.server.commit(prepared.server) || agents;
+        TlsChange { any, agents }
     }
 
-    /// Reads the same files again; `true` when their content is another.
-    pub(super) fn reload(&self) -> Result<bool, TlsError> {
-        let server = Prepared::load(self.server.files())?;
-        let agents = Prepared::load(self.agents.files())?;
-        let changed = [self.server.commit(server), self.agents.commit(agents)];
-        Ok(changed.contains(&true))
+    /// Reads the same files again.
+    pub(super) fn reload(&self) -> Result<TlsChange, TlsError> {
+        Ok(self.commit(PreparedTls {
+            server: Prepared::load(self.server.files())?,
+            agents: Prepared::load(self.agents.files())?,
+        }))
     }
+}
+
+/// What is another than before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TlsChange {
+    /// Anything.
+    pub(super) any: bool,
+    /// Who vouches for agents.
+    pub(super) agents: bool,
 }
 
 /// Other files for [`PortTls`], read and not in force yet.

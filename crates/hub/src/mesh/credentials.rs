@@ -18,6 +18,17 @@ pub(super) struct Credentials {
     problem: Mutex<Option<String>>,
 }
 
+/// What became of a look at the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tended {
+    /// Nothing new.
+    Same,
+    /// Their new content is in force.
+    Changed,
+    /// Their new content is of no use; the old one stays.
+    Kept,
+}
+
 /// The mesh CA and this hub's certificate.
 pub(super) struct Mutual {
     /// Dials inside a WebSocket; trusts the mesh CA alone.
@@ -70,23 +81,40 @@ impl Credentials {
         Ok(changed)
     }
 
-    /// Reads the same files again, and says in the log what became of it, once.
-    pub(super) fn tend(&self) {
+    /// Reads the same files again, and says in the log, once, what is wrong with them.
+    pub(super) fn tend(&self) -> Tended {
         match self.reload() {
             Ok(changed) => {
                 *self.problem.lock() = None;
                 if changed {
-                    tracing::info!(event = "certificate_changed", r#use = "mesh", audit = true);
+                    Tended::Changed
+                } else {
+                    Tended::Same
                 }
             }
             Err(error) => {
                 let error = error.to_string();
                 let before = self.problem.lock().replace(error.clone());
-                if before.as_ref() != Some(&error) {
-                    tracing::warn!(event = "certificate_kept", r#use = "mesh", error);
+                if before.as_ref() == Some(&error) {
+                    return Tended::Same;
                 }
+                tracing::warn!(
+                    event = "certificate_kept",
+                    r#use = "mesh",
+                    error,
+                    audit = true
+                );
+                Tended::Kept
             }
         }
+    }
+
+    /// Whether both have certificates, and not the same.
+    pub(super) fn differ_from(&self, other: &Self) -> bool {
+        let both = self.mutual.as_ref().zip(other.mutual.as_ref());
+        both.is_some_and(|(own, other)| {
+            own.server.differs(&other.server) || own.trust.differs(&other.trust)
+        })
     }
 }
 

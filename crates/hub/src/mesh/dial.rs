@@ -4,7 +4,7 @@
 //! for the host of the URL, the peer itself ends TLS. If only a public CA does, an ingress may, and the
 //! hub behind it has proven nothing: then only mutual TLS inside the WebSocket will do.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use nowconnect_link::dial::{Dialer, ProxyRules, TcpOptions, WsUrl};
@@ -22,6 +22,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::credentials::{Credentials, Mutual};
 use super::failure::Failure;
+use super::inbound::Shown;
 use super::terms::Terms;
 use super::{HANDSHAKE, PLAIN, SEALED};
 
@@ -39,12 +40,21 @@ pub(super) enum Way {
     Sealed(Box<Carrier<TlsStream<WsBytes<Stream>>>>),
 }
 
-/// Dials `url` and introduces this hub; returns what the peer says of itself.
+/// A peer that was reached.
+pub(super) struct Reached {
+    pub(super) way: Way,
+    /// What it says of itself.
+    pub(super) hello: MeshHello,
+    /// The certificate by which it has proven who it is, if it had to.
+    pub(super) certificate: Option<Shown>,
+}
+
+/// Dials `url` and introduces this hub.
 pub(super) async fn reach(
     url: &WsUrl,
     terms: &Terms,
     credentials: &Credentials,
-) -> Result<(Way, MeshHello), Failure> {
+) -> Result<Reached, Failure> {
     let dialer = Dialer {
         tls: match (&credentials.outer, url.is_tls()) {
             (Some(tls), true) => Some(tls.current()),
@@ -70,7 +80,8 @@ async fn introduce(
     url: &WsUrl,
     terms: &Terms,
     mutual: Option<&Mutual>,
-) -> Result<(Way, MeshHello), Failure> {
+) -> Result<Reached, Failure> {
+    let outer = stream.peer_certificates().map(Shown::from);
     let request = ClientRequest {
         uri: url.uri(),
         protocols: acceptable(&stream, url, terms, mutual),
@@ -84,7 +95,11 @@ async fn introduce(
             let Upgraded { io, leftover, .. } = upgraded;
             let mut carrier = carrier(io, leftover, url.mask(), terms);
             let hello = greet(&mut carrier, url, terms).await?;
-            Ok((Way::Open(Box::new(carrier)), hello))
+            Ok(Reached {
+                way: Way::Open(Box::new(carrier)),
+                hello,
+                certificate: outer,
+            })
         }
         (Some(_), Some(mutual)) => {
             let bytes = WsBytes::new(upgraded, Role::Client);
@@ -94,9 +109,14 @@ async fn introduce(
                 })
                 .await
                 .map_err(|error| Failure::Tls { error })?;
+            let inner = sealed.get_ref().1.peer_certificates().map(Shown::from);
             let mut carrier = carrier(sealed, BytesMut::new(), Mask::Zero, terms);
             let hello = greet(&mut carrier, url, terms).await?;
-            Ok((Way::Sealed(Box::new(carrier)), hello))
+            Ok(Reached {
+                way: Way::Sealed(Box::new(carrier)),
+                hello,
+                certificate: inner,
+            })
         }
         _ => Err(Failure::NoProtocol),
     }
@@ -115,7 +135,8 @@ fn acceptable(
     };
     let vouched = stream.peer_certificates().is_some_and(|chain| {
         let trust = mutual.trust.current();
-        trust.judge_server(chain, &url.server_name()).is_ok()
+        let judged = trust.judge_server(chain, &url.server_name(), SystemTime::now());
+        judged.is_ok()
     });
     if vouched || !terms.require_mtls {
         &[PLAIN, SEALED]

@@ -43,11 +43,21 @@ pub type Shown = Arc<[CertificateDer<'static>]>;
 
 type Sealed = TlsStream<WsBytes<Stream>>;
 
+/// Who a hub has proven to be.
+#[derive(Debug, Clone, Default)]
+pub struct Proof {
+    /// Those of our peers' hosts that its certificate is for; empty only while no certificate is
+    /// demanded.
+    pub names: Vec<Arc<str>>,
+    /// Its certificate.
+    pub(super) chain: Option<Shown>,
+}
+
 /// Why a certificate makes nobody a peer.
 #[derive(Debug, thiserror::Error)]
 #[error("{fault}{}", in_brackets(.detail))]
-struct Unproven {
-    fault: CertificateFault,
+pub(super) struct Unproven {
+    pub(super) fault: CertificateFault,
     detail: String,
 }
 
@@ -121,7 +131,7 @@ impl Mesh {
     ) -> Result<Response<Full<Bytes>>, Refusal> {
         let terms = self.terms.load_full();
         let remote = sender(peer, request.headers(), &terms.trusted_proxies);
-        let answer = self.admit(request, &terms, remote, shown.as_deref());
+        let answer = self.admit(request, &terms, remote, shown);
         answer.inspect_err(|refusal| {
             self.note_refused(refusal.reason(), refusal.detail(), &remote);
         })
@@ -132,7 +142,7 @@ impl Mesh {
         request: &mut Request<Incoming>,
         terms: &Arc<Terms>,
         remote: IpAddr,
-        shown: Option<&[CertificateDer<'static>]>,
+        shown: Option<Shown>,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
         let later = |reason, detail, seconds| {
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail)
@@ -172,21 +182,21 @@ impl Mesh {
         &self,
         offer: &Offer,
         terms: &Terms,
-        shown: Option<&[CertificateDer<'static>]>,
-    ) -> Result<(&'static str, Vec<Arc<str>>), Refusal> {
+        shown: Option<Shown>,
+    ) -> Result<(&'static str, Proof), Refusal> {
         let credentials = self.credentials.load();
         let mutual = credentials.mutual.as_ref();
-        let proven = mutual.map(|mutual| prove(mutual, terms, shown.unwrap_or_default()));
+        let proven = mutual.map(|mutual| prove(mutual, terms, shown, SystemTime::now()));
         let unproven = match proven {
-            Some(Ok(names)) if offer.choose(&[PLAIN]).is_some() => return Ok((PLAIN, names)),
+            Some(Ok(proof)) if offer.choose(&[PLAIN]).is_some() => return Ok((PLAIN, proof)),
             Some(Err(unproven)) => Some(unproven),
             _ => None,
         };
         if !terms.require_mtls && offer.choose(&[PLAIN]).is_some() {
-            return Ok((PLAIN, Vec::new()));
+            return Ok((PLAIN, Proof::default()));
         }
         if mutual.is_some() && offer.choose(&[SEALED]).is_some() {
-            return Ok((SEALED, Vec::new()));
+            return Ok((SEALED, Proof::default()));
         }
         match unproven {
             Some(unproven) if offer.choose(&[PLAIN]).is_some() => Err(Refusal::new(
@@ -232,25 +242,27 @@ impl Mesh {
     }
 }
 
-/// The hosts among our peers that the owner of `chain` has proven to be.
-fn prove(
+/// The hosts among our peers that the owner of the chain `shown` has proven to be `at` some time.
+pub(super) fn prove(
     mutual: &Mutual,
     terms: &Terms,
-    chain: &[CertificateDer<'_>],
-) -> Result<Vec<Arc<str>>, Unproven> {
+    shown: Option<Shown>,
+    at: SystemTime,
+) -> Result<Proof, Unproven> {
+    let chain = shown.as_deref().unwrap_or_default();
     let unproven = |fault, detail: String| Unproven { fault, detail };
     mutual
         .trust
         .current()
-        .judge_client(chain)
+        .judge_client(chain, at)
         .map_err(|error| {
             let fault = CertificateFault::of(&error).unwrap_or(CertificateFault::Other);
             unproven(fault, String::new())
         })?;
     let names = chain.first().map(names).transpose().ok().flatten();
     let names = names.unwrap_or_default();
-    let proven = terms.peers_among(&names);
-    if proven.is_empty() {
+    let hosts = terms.peers_among(&names);
+    if hosts.is_empty() {
         let detail = match names.is_empty() {
             true => "it has no subject alternative name".to_owned(),
             false => format!(
@@ -260,7 +272,10 @@ fn prove(
         };
         return Err(unproven(CertificateFault::WrongName, detail));
     }
-    Ok(proven)
+    Ok(Proof {
+        names: hosts,
+        chain: shown,
+    })
 }
 
 fn in_brackets(detail: &str) -> String {
@@ -273,7 +288,7 @@ fn in_brackets(detail: &str) -> String {
 
 impl Guest {
     /// The task of one link, from here to its end. `places` are given back when the hub is known.
-    async fn serve<P>(self, pending: Pending, proven: Vec<Arc<str>>, places: P) {
+    async fn serve<P>(self, pending: Pending, proven: Proof, places: P) {
         let deadline = Instant::now() + HANDSHAKE;
         let upgraded = match timeout_at(deadline, pending.complete::<Stream>()).await {
             Ok(Ok(upgraded)) => upgraded,
@@ -306,12 +321,12 @@ impl Guest {
             .map_err(Turned::Tls)
     }
 
-    fn prove_sealed(&self, sealed: &Sealed) -> Result<Vec<Arc<str>>, Turned> {
-        let chain = sealed.get_ref().1.peer_certificates().unwrap_or_default();
+    fn prove_sealed(&self, sealed: &Sealed) -> Result<Proof, Turned> {
+        let shown = sealed.get_ref().1.peer_certificates().map(Shown::from);
         let credentials = self.mesh.credentials.load_full();
         let mutual = credentials.mutual.as_ref().ok_or(Turned::NoCertificates)?;
-        match prove(mutual, &self.terms, chain) {
-            Err(_) if !self.terms.require_mtls => Ok(Vec::new()),
+        match prove(mutual, &self.terms, shown, SystemTime::now()) {
+            Err(_) if !self.terms.require_mtls => Ok(Proof::default()),
             proven => Ok(proven?),
         }
     }
@@ -335,7 +350,7 @@ impl Guest {
     async fn attend<S, P>(
         self,
         mut carrier: Carrier<S>,
-        proven: Result<Vec<Arc<str>>, Turned>,
+        proven: Result<Proof, Turned>,
         deadline: Instant,
         places: P,
     ) where
@@ -365,7 +380,7 @@ impl Guest {
     async fn greet<S>(
         &self,
         carrier: &mut Carrier<S>,
-        proven: Vec<Arc<str>>,
+        proof: Proof,
     ) -> Result<(MeshHello, Peer, Claim), Turned>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -383,14 +398,14 @@ impl Guest {
             hub: hub.clone(),
             instance: hello.instance,
             via: hello.via.clone(),
-            proven: proven.clone(),
+            proven: proof.names.clone(),
         };
         self.mesh.links.judge_inbound(&claim)?;
         let answer = self.terms.hello(None).encode()?;
         self.mesh.count_handshake("in", "out");
         // Written by the driver, before anything else.
         carrier.queue(Frame::HelloAck(answer.into()));
-        let label = self.mesh.label_of(&hub, &proven);
+        let label = self.mesh.label_of(&hub, &proof.names);
         let peer = Peer {
             metrics: self.mesh.peer_metrics(&label),
             remote: self.remote,
@@ -398,7 +413,7 @@ impl Guest {
             answers: hello.answers(),
             hub,
             label,
-            proven,
+            proof,
         };
         Ok((hello, peer, claim))
     }
@@ -439,7 +454,7 @@ impl Guest {
             peer = %peer.label,
             hub = %peer.hub,
             remote = %self.remote,
-            proven = %peer.proven.join(","),
+            proven = %peer.proof.names.join(","),
             version = hello.version,
             audit = true,
         );
@@ -447,7 +462,7 @@ impl Guest {
         if let Some(reason) = *mesh.leaving.lock() {
             link.go_away(reason, Duration::ZERO);
         }
-        mesh.review(&link, &peer);
+        mesh.review(&link, &peer, since);
         let begun = Instant::now();
         let closed = driver.await;
         mesh.links.leave_inbound(&peer.hub, &link);

@@ -159,7 +159,7 @@ impl Links {
         {
             return Err(Conflict::Certificate {
                 hub: hub.clone(),
-                other: inward.peer.proven.join(", "),
+                other: inward.peer.proof.names.join(", "),
             });
         }
         let outward = Outward {
@@ -221,7 +221,7 @@ impl Standing {
             return Ok(());
         };
         if inward.peer.is_other_than(&claim.proven) {
-            return Err(conflict(inward.peer.proven.join(", ")));
+            return Err(conflict(inward.peer.proof.names.join(", ")));
         }
         let same_process = claim.instance.is_some() && claim.instance == inward.claim.instance;
         if same_process && claim.via != inward.claim.via {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nowconnect_link::dial::WsUrl;
 use nowconnect_link::session::{Carrier, Link, LinkClosed, LinkEvents, Role, start};
+use nowconnect_link::tls::{CertificateFault, Trust};
 use nowconnect_proto::backoff::Backoff;
 use nowconnect_proto::frame::Open;
 use nowconnect_proto::mesh_hello::MeshHello;
@@ -14,13 +15,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::dial::{self, Way};
+use super::dial::{self, Reached, Way};
 use super::failure::{Failure, rest_after};
+use super::inbound::Shown;
 use super::links::{Conflict, Dialed};
 use super::meter::LinkMeter;
 use super::questions::{self, Asker};
 use super::terms::{Configured, Terms, canonical};
-use super::{Mesh, NO_DEADLINE, is_orderly, link_config, see_off};
+use super::{Mesh, NO_DEADLINE, is_orderly, link_config, note_untrusted, see_off};
 use crate::metrics::PeerMetrics;
 
 /// Bound of the first delay after a link that had lived.
@@ -70,6 +72,8 @@ pub(super) struct Status {
     pub(super) hub: Option<Arc<str>>,
     pub(super) link: Option<Arc<Link>>,
     pub(super) error: Option<String>,
+    /// The certificate that the peer of the link has shown.
+    certificate: Option<Shown>,
 }
 
 /// A link that stands.
@@ -79,6 +83,7 @@ struct Up {
     version: String,
     sealed: bool,
     answers: bool,
+    certificate: Option<Shown>,
     driver: JoinHandle<LinkClosed>,
     goaways: mpsc::Receiver<Reason>,
     started: Instant,
@@ -127,6 +132,7 @@ impl Outbound {
                 hub: None,
                 link: None,
                 error: None,
+                certificate: None,
             }),
         });
         outbound.metrics.set_state(State::Connecting.as_str());
@@ -165,6 +171,21 @@ impl Outbound {
             (status.state, status.since) = (state, SystemTime::now());
         }
         self.metrics.set_state(state.as_str());
+    }
+
+    /// Closes the link when its peer, who had to prove who it is, would not be taken for that by
+    /// `trust` any more.
+    pub(super) fn review(&self, trust: &Trust) {
+        let status = self.status.lock();
+        let Some(link) = status.link.as_ref().filter(|link| !link.is_closed()) else {
+            return;
+        };
+        let chain = status.certificate.as_deref().unwrap_or_default();
+        if let Err(error) = trust.judge_server(chain, &self.url.server_name(), status.since) {
+            let fault = CertificateFault::of(&error).unwrap_or(CertificateFault::Other);
+            note_untrusted("outbound", &self.label, fault.code(), &fault.to_string());
+            link.close(Reason::Denied);
+        }
     }
 
     fn is_wanted(&self) -> bool {
@@ -235,8 +256,8 @@ impl Outbound {
         let shard = mesh.shards.least_loaded();
         let attempt = mesh.tasks.spawn_on(shard, "mesh_dial", async move {
             let credentials = of.credentials.load_full();
-            let (way, hello) = dial::reach(&outbound.url, &terms, &credentials).await?;
-            outbound.begin(&of, &terms, way, hello).await
+            let reached = dial::reach(&outbound.url, &terms, &credentials).await?;
+            outbound.begin(&of, &terms, reached).await
         });
         // It does not end by itself, unless the hub stops.
         let ended = |_| Failure::Refused(Reason::Shutdown);
@@ -270,18 +291,24 @@ impl Outbound {
         &self,
         mesh: &Arc<Mesh>,
         terms: &Terms,
-        way: Way,
-        hello: MeshHello,
+        reached: Reached,
     ) -> Result<Up, Failure> {
+        let Reached {
+            way,
+            hello,
+            certificate,
+        } = reached;
         if hello.hub == *terms.hub {
             way.close(Reason::IdentityConflict).await;
             return Err(Conflict::Own(terms.hub.clone()).into());
         }
         mesh.count_handshake("out", "in");
-        Ok(match way {
+        let mut up = match way {
             Way::Open(carrier) => self.start_link(mesh, terms, *carrier, hello, false),
             Way::Sealed(carrier) => self.start_link(mesh, terms, *carrier, hello, true),
-        })
+        };
+        up.certificate = certificate;
+        Ok(up)
     }
 
     fn start_link<S>(
@@ -311,6 +338,7 @@ impl Outbound {
             answers: hello.answers(),
             version: hello.version,
             sealed,
+            certificate: None,
             driver: mesh.tasks.spawn("mesh_link", driver),
             goaways,
             started: Instant::now(),
@@ -327,8 +355,10 @@ impl Outbound {
         self.enter(State::Established, |status| {
             status.hub = Some(up.hub.clone());
             status.link = Some(up.link.clone());
+            status.certificate = up.certificate.take();
             status.error = None;
         });
+        mesh.review_outbound(self);
         mesh.tell(|events| events.link_up(&up.hub));
         let end = tokio::select! {
             biased;

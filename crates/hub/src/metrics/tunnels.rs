@@ -63,6 +63,9 @@ pub struct TunnelMetrics {
     pub config_reloads: Vector<Counter, 1>,
     /// Seconds until a certificate ends, by `use`.
     pub cert_expiry: Vector<SecondsGauge, 1>,
+    /// Certificates, keys and CAs with new content, by `use` (tunnel, mesh) and `result` (applied,
+    /// rejected).
+    pub cert_reloads: Vector<Counter, 2>,
 }
 
 impl TunnelMetrics {
@@ -84,6 +87,16 @@ impl TunnelMetrics {
         }
         for kind in HTTP_OFFENCES {
             protocol_errors.with(["http", kind]);
+        }
+        let cert_reloads = r.counters(
+            "nowconnect_cert_reloads_total",
+            "Certificates, keys and CAs whose files had a new content, by use (tunnel, mesh) and result: applied or rejected",
+            ["use", "result"],
+        );
+        for r#use in ["tunnel", "mesh"] {
+            for result in ["applied", "rejected"] {
+                cert_reloads.with([r#use, result]);
+            }
         }
         Self {
             agents_connected: r.gauge(
@@ -145,9 +158,15 @@ impl TunnelMetrics {
                 .known(&["applied", "rejected"]),
             cert_expiry: r.seconds_gauges(
                 "nowconnect_cert_expiry_seconds",
-                "Seconds until the certificate in use ends, by use: tunnel, mesh, mesh_ca",
+                "Seconds until the certificate in use, or the first of the CAs, ends, by use: tunnel, client_ca, mesh, mesh_ca",
                 ["use"],
             ),
+            cert_reloads,
         }
+    }
+
+    /// New content of certificate files was taken or not.
+    pub(crate) fn note_certificate(&self, r#use: &str, result: &str) {
+        self.cert_reloads.with([r#use, result]).inc();
     }
 }

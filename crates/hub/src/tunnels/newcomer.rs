@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use super::session::{MAILBOX, Mailbox, Parts, Session};
 use super::{Terms, Tunnels};
 use crate::auth::Identity;
+use crate::mesh::Shown;
 use crate::registry::{Claim, ClaimError, Lease};
 
 /// How long an agent may take to say HELLO.
@@ -35,6 +36,8 @@ pub(super) struct Newcomer {
     pub(super) terms: Arc<Terms>,
     pub(super) identity: Identity,
     pub(super) remote: IpAddr,
+    /// What the client of its connection has shown.
+    pub(super) certificate: Option<Shown>,
 }
 
 /// Why a newcomer does not become a session.
@@ -223,6 +226,7 @@ impl Newcomer {
             terms,
             identity,
             remote,
+            certificate,
         } = self;
         let version = if carrier.is_v1() { 1 } else { 2 };
         let (control, mail) = mpsc::channel(MAILBOX);
@@ -252,6 +256,7 @@ impl Newcomer {
             offers: hello.connectors,
             exports,
             remote,
+            certificate,
             link,
             lease,
         };

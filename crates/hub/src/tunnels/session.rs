@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use super::Tunnels;
 use super::gate::Gate;
 use crate::auth::Identity;
+use crate::mesh::Shown;
 use crate::metrics::Metrics;
 use crate::registry::{Lease, Owner};
 
@@ -42,6 +43,8 @@ pub struct Session {
     pub version: String,
     /// Since when it is served.
     pub since: Instant,
+    /// The certificate chain that its agent has shown.
+    pub(super) certificate: Option<Shown>,
     link: Arc<Link>,
     lease: Lease,
     /// What the agent would export if its token granted everything.
@@ -60,6 +63,7 @@ pub(super) struct Parts {
     pub(super) offers: Vec<String>,
     pub(super) exports: Vec<String>,
     pub(super) remote: IpAddr,
+    pub(super) certificate: Option<Shown>,
     pub(super) link: Arc<Link>,
     pub(super) lease: Lease,
 }
@@ -72,6 +76,7 @@ impl Session {
             remote: parts.remote,
             version: parts.version,
             since: Instant::now(),
+            certificate: parts.certificate,
             link: parts.link,
             lease: parts.lease,
             offers: Mutex::new(parts.offers),
@@ -84,6 +89,12 @@ impl Session {
     /// The link that carries its flows.
     pub fn link(&self) -> &Arc<Link> {
         &self.link
+    }
+
+    /// [`Session::since`] on the wall clock.
+    pub(super) fn since_time(&self) -> SystemTime {
+        let now = SystemTime::now();
+        now.checked_sub(self.since.elapsed()).unwrap_or(now)
     }
 
     /// The fencing number of this hub's ownership of the agent.

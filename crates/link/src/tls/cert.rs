@@ -17,6 +17,15 @@ pub fn expiry(certificate: &CertificateDer<'_>) -> Result<SystemTime, TlsError> 
     Ok(system_time(parse(certificate)?.validity().not_after))
 }
 
+/// When the first of some certificates ends.
+pub(super) fn first_expiry(
+    certificates: &[CertificateDer<'_>],
+) -> Result<Option<SystemTime>, TlsError> {
+    let ends = certificates.iter().map(expiry);
+    let ends = ends.collect::<Result<Vec<_>, _>>()?;
+    Ok(ends.into_iter().min())
+}
+
 /// The DNS names and IP addresses a certificate is for (subject alternative names, in lower case;
 /// the common name does not count, RFC 9525 section 2).
 ///

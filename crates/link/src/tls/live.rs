@@ -26,9 +26,10 @@ pub struct Live<F: Files> {
     source: Mutex<Source<F>>,
 }
 
+#[derive(PartialEq)]
 struct Source<F> {
     files: F,
-    material: Material,
+    material: Arc<Material>,
 }
 
 /// A configuration that is good and not yet in force: several can be changed together, or none.
@@ -45,6 +46,7 @@ impl<F: Files> Prepared<F> {
     pub fn load(files: F) -> Result<Self, TlsError> {
         let material = files.load()?;
         let config = files.build(&material)?;
+        let material = Arc::new(material);
         let source = Source { files, material };
         Ok(Self { source, config })
     }
@@ -101,7 +103,7 @@ impl<F: Files> Live<F> {
     pub fn commit(&self, prepared: Prepared<F>) -> bool {
         let Prepared { source, config } = prepared;
         let mut current = self.source.lock();
-        let changed = current.material != source.material || current.files != source.files;
+        let changed = *current != source;
         if changed {
             self.current.store(Arc::new(config));
         }
@@ -109,11 +111,28 @@ impl<F: Files> Live<F> {
         changed
     }
 
-    /// When our own certificate ends, if we have one; of CAs that others are judged by, the first
-    /// end.
+    /// Whether `other` is made from other files, or from other content of the same.
+    #[must_use]
+    pub fn differs(&self, other: &Self) -> bool {
+        // Never both locks at once.
+        let material = Arc::clone(&self.source.lock().material);
+        let source = Source {
+            files: self.files(),
+            material,
+        };
+        *other.source.lock() != source
+    }
+
+    /// When our own certificate ends, if we have one.
     #[must_use]
     pub fn expires(&self) -> Option<SystemTime> {
         self.source.lock().material.expires
+    }
+
+    /// When the first of the CAs ends that others are judged by, those of the system aside.
+    #[must_use]
+    pub fn trust_expires(&self) -> Option<SystemTime> {
+        self.source.lock().material.roots_expire
     }
 }
 

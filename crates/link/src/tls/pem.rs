@@ -7,6 +7,7 @@ use std::path::Path;
 use rustls::RootCertStore;
 use rustls_pki_types::pem::{Error as PemError, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
 
 use super::TlsError;
 
@@ -20,7 +21,7 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     for (at, certificate) in CertificateDer::pem_slice_iter(&pem).enumerate() {
         let at = at + 1;
         let certificate: CertificateDer<'static> = certificate
-            .map_err(|error| content(path, format!("certificate {at} is damaged: {error}")))?;
+            .map_err(|error| content(path, format!("certificate {at} {}", damage(&error))))?;
         // The parser of the handshake is the judge of what a certificate is.
         RootCertStore::empty()
             .add(certificate.clone())
@@ -38,14 +39,26 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
 
 /// The first private key of a file.
 pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let pem = read(path)?;
+    let pem = Zeroizing::new(read(path)?);
     PrivateKeyDer::from_pem_slice(&pem).map_err(|error| match error {
         PemError::NoItemsFound => content(
             path,
             format!("no private key found{}", hint(&pem, "PRIVATE KEY")),
         ),
-        error => content(path, format!("the private key is damaged: {error}")),
+        error => content(path, format!("the private key {}", damage(&error))),
     })
+}
+
+/// What is wrong with a block, without a word of its content: it may be a key.
+fn damage(error: &PemError) -> &'static str {
+    match error {
+        PemError::MissingSectionEnd { .. } => "breaks off: its END line is missing",
+        PemError::IllegalSectionStart { .. } => {
+            "is damaged: its BEGIN line has more on it; the lines were joined"
+        }
+        PemError::Base64Decode(_) => "is damaged: its text is not base64",
+        _ => "is damaged",
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerifier};
@@ -33,21 +34,21 @@ struct Verifiers {
 
 impl Trust {
     /// Whether `chain` (leaf first) is that of a client of ours: signed by one of the CAs, valid
-    /// now, and meant for clients.
+    /// when it was shown `at`, and meant for clients.
     ///
     /// # Errors
     /// What is wrong with it, see [`CertificateFault::of`](super::CertificateFault::of).
-    pub fn judge_client(&self, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
+    pub fn judge_client(&self, chain: &[CertificateDer<'_>], at: SystemTime) -> Result<(), Error> {
         let (leaf, rest) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
         let verifiers = self.verifiers()?;
         verifiers
             .clients
-            .verify_client_cert(leaf, rest, UnixTime::now())
+            .verify_client_cert(leaf, rest, unix_time(at))
             .map(drop)
     }
 
-    /// Whether `chain` is that of the server `name`: signed by one of the CAs, valid now, and meant
-    /// for this server.
+    /// Whether `chain` is that of the server `name`: signed by one of the CAs, valid when it was
+    /// shown `at`, and meant for this server.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -55,12 +56,13 @@ impl Trust {
         &self,
         chain: &[CertificateDer<'_>],
         name: &ServerName<'_>,
+        at: SystemTime,
     ) -> Result<(), Error> {
         let (leaf, rest) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
         let verifiers = self.verifiers()?;
         verifiers
             .servers
-            .verify_server_cert(leaf, rest, name, &[], UnixTime::now())
+            .verify_server_cert(leaf, rest, name, &[], unix_time(at))
             .map(drop)
     }
 
@@ -68,6 +70,11 @@ impl Trust {
         let unknown = Error::InvalidCertificate(CertificateError::UnknownIssuer);
         self.0.as_ref().ok_or(unknown)
     }
+}
+
+fn unix_time(at: SystemTime) -> UnixTime {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH);
+    UnixTime::since_unix_epoch(since.unwrap_or_default())
 }
 
 impl fmt::Debug for Trust {
@@ -87,13 +94,8 @@ impl Files for TrustFiles {
     fn load(&self) -> Result<Material, TlsError> {
         let roots = self.bundle.as_deref().map(pem::certificates).transpose()?;
         let roots = roots.unwrap_or_default();
-        let ends = roots
-            .iter()
-            .map(cert::expiry)
-            .collect::<Result<Vec<_>, _>>()?;
-        let expires = ends.into_iter().min();
         Ok(Material {
-            expires,
+            roots_expire: cert::first_expiry(&roots)?,
             ..Material::new(None, roots)?
         })
     }
