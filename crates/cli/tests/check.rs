@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -17,8 +19,19 @@ targets: { ldap: { host: dc1, port: 636 } }
 
 /// Exit code, stdout and stderr of `nowconnect check` with a file, arguments and environment.
 fn check(text: &str, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
+    check_with_mode(0o600, text, args, env)
+}
+
+fn check_with_mode(
+    mode: u32,
+    text: &str,
+    args: &[&str],
+    env: &[(&str, &str)],
+) -> (i32, String, String) {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("f.yaml"), text).unwrap();
+    let file = dir.path().join("f.yaml");
+    std::fs::write(&file, text).unwrap();
+    std::fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
     run(dir.path(), &[&["--config", "f.yaml"], args].concat(), env)
 }
 
@@ -55,6 +68,25 @@ fn a_good_file_is_ok() {
     let missing = "f.yaml:2:98: warning: tunnel.auth.token_file: there is no file /nope.jwt \
         (put the file there, or correct the name)\n";
     assert_eq!(err, missing);
+}
+
+#[test]
+fn a_password_is_kept_from_the_other_users_of_the_machine() {
+    let (code, _, err) = check_with_mode(0o644, HUB, &[], &[]);
+    let readable = "f.yaml: warning: every user of this machine can read the secret in f.yaml \
+        (mode 0644) (chmod 600 f.yaml)\n";
+    assert_eq!((code, err.as_str()), (0, readable));
+    let (code, out, err) = check_with_mode(0o646, HUB, &[], &[]);
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert!(err.contains("can change the secret in f.yaml"), "{err}");
+    assert!(!err.contains("hunter2"), "{err}");
+    // A password that comes from elsewhere is none in the file.
+    let elsewhere = HUB.replace("hunter2", "${PASSWORD}");
+    let env = [("PASSWORD", "hunter2")];
+    let (code, _, err) = check_with_mode(0o644, &elsewhere, &[], &env);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let (code, _, err) = check_with_mode(0o646, &elsewhere, &[], &env);
+    assert!(code == 0 && err.contains("warning: every user"), "{err}");
 }
 
 #[test]
