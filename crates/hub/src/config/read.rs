@@ -224,7 +224,7 @@ fn pdp(t: &mut Table<'_>) -> Option<PdpConfig> {
     let url = http_url(t, "url");
     let format = t.field("format").or(PdpFormat::Authzen);
     let ca_bundle = t.field("ca_bundle").file();
-    let token_file = t.field("token_file").file();
+    let token_file = t.field("token_file").private().file();
     let cache_ttl = t.seconds("cache_ttl_sec", 0..=86_400, 5);
     let timeout = t.millis("timeout_ms", 1..=60_000, 500);
     let fail_open = t.field("fail_open").or(false);
