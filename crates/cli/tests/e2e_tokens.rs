@@ -287,3 +287,52 @@ async fn mint(lab: &Lab) -> Result<(std::path::PathBuf, String)> {
     program::write(Path::new(&file), &jwks.stdout)?;
     Ok((file, token.stdout.trim().to_owned()))
 }
+
+#[tokio::test]
+async fn a_tunnel_ends_when_the_rules_or_the_keys_no_longer_uphold_its_token() -> Result<()> {
+    let (lab, server) = (lab()?, Target::echo().await?);
+    let mut hub = lab.hub("hub-a").listener("echo").start().await?;
+    let site = lab.agent("site-1").to(&hub).target("echo", server.addr());
+    let site = site.start().await?;
+    let mut client = hub.connect("echo").await?;
+    echo(&mut client, Pattern(1), 0, 100).await?;
+
+    // Its key is withdrawn: the tunnel goes, and the flow waits for a token of the new key.
+    let (mark, began) = (hub.log().mark(), std::time::Instant::now());
+    lab.issuer().add_key()?;
+    lab.issuer().retire_old_keys()?;
+    let gone = hub
+        .log()
+        .wait_event_since("agent_disconnected", mark)
+        .await?;
+    ensure!(gone.text("reason") == "token_expired", "{}", gone.json());
+    let took = began.elapsed();
+    ensure!(took < std::time::Duration::from_secs(10), "{took:?}");
+    site.replace_token(&lab.issuer().token("site-1")?)?;
+    echo(&mut client, Pattern(1), 100, 100).await?;
+
+    // Another audience is asked for; a token that has it leads back in.
+    let mark = hub.log().mark();
+    hub.rewrite("security.audience", "others")?;
+    hub.reload().await?;
+    let gone = hub
+        .log()
+        .wait_event_since("agent_disconnected", mark)
+        .await?;
+    ensure!(gone.text("reason") == "token_expired", "{}", gone.json());
+    let token = lab.issuer().sign(&with("aud", json!("others")))?;
+    site.replace_token(&token)?;
+    echo(&mut client, Pattern(1), 200, 100).await?;
+
+    // An operator's word is a nudge: the agent comes back, and the flow goes on.
+    let mark = hub.log().mark();
+    let path = "/api/v1/agents/site-1/disconnect";
+    let answer = http::request(hub.admin_addr()?, "POST", path, &[], "").await?;
+    ensure!(answer.status == 200, "{answer:?}");
+    let gone = hub
+        .log()
+        .wait_event_since("agent_disconnected", mark)
+        .await?;
+    ensure!(gone.text("reason") == "operator", "{}", gone.json());
+    echo(&mut client, Pattern(1), 300, 100).await
+}

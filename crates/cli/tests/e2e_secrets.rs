@@ -1,0 +1,400 @@
+//! No secret and no payload appears anywhere but where it belongs: markers are planted in all of them,
+//! the system is put through its paces and its failures at the highest log level, and all that it says is
+//! searched.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use nowconnect_testkit::authority::{Authority, Certificate};
+use nowconnect_testkit::connect_proxy::ConnectProxy;
+use nowconnect_testkit::http::{self, get, upgrade_headers};
+use nowconnect_testkit::lab::{Hub, Lab, peers};
+use nowconnect_testkit::program::{self, Finished};
+use nowconnect_testkit::redis::Redis;
+use nowconnect_testkit::target::Target;
+use nowconnect_testkit::wait::{until, within};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const REDIS: &str = "Redis0password0marker0q7";
+const WRONG_REDIS: &str = "Wrong0redis0marker0w8";
+const PROXY: &str = "Proxy0password0marker0e9";
+const ADMIN: &str = "Admin0token0marker0r1";
+const WRONG_ADMIN: &str = "Wrong0admin0marker0t2";
+const WRONG_TOKEN: &str = "Wrong0agent0token0marker0z3";
+const UP: &str = "Payload0from0client0marker0u4";
+const BIND: &str = "Ldap0bind0password0marker0i5";
+const TLV: &str = "Proxy0header0tlv0marker0o6";
+const ENV: &str = "Environment0marker0p7";
+const KEY_LINE: &str = "Joined0key0line0marker0a8";
+
+/// A marker as it could be printed: as it is, in hexadecimal, as a list of bytes, and inside base64,
+/// wherever in a group of three bytes it begins.
+fn forms(marker: &str) -> Vec<String> {
+    let hex: String = marker.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let list: Vec<_> = marker.bytes().map(|byte| byte.to_string()).collect();
+    let mut forms = vec![
+        marker.to_owned(),
+        hex.to_uppercase(),
+        hex,
+        list[..list.len().min(12)].join(", "),
+    ];
+    for before in 0..3 {
+        let text = STANDARD.encode(format!("{}{marker}", "-".repeat(before)));
+        forms.push(text[4..text.len() - 4].to_owned());
+    }
+    forms
+}
+
+/// What the system said, and where.
+struct Said(Vec<(String, String)>);
+
+impl Said {
+    fn add(&mut self, place: &str, text: impl Into<String>) {
+        self.0.push((place.to_owned(), text.into()));
+    }
+
+    fn ran(&mut self, place: &str, done: &Finished) {
+        self.add(place, format!("{}\n{}", done.stdout, done.stderr));
+    }
+
+    /// Fails when any of it holds a marker in any form.
+    fn search(&self, markers: &[String]) -> Result<()> {
+        for marker in markers {
+            for form in forms(marker) {
+                for (place, text) in &self.0 {
+                    let found = text.lines().find(|line| line.contains(&form));
+                    ensure!(
+                        found.is_none(),
+                        "{place} shows {marker} as {form}: {found:?}"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn admin(hub: &Hub, path: &str, token: &str) -> Result<String> {
+    let bearer = format!("Bearer {token}");
+    let headers = [("Authorization", bearer.as_str())];
+    let answer = http::request(hub.admin_addr()?, "GET", path, &headers, "").await?;
+    Ok(format!("{} {}", answer.head, answer.body))
+}
+
+async fn pass(hub: &Hub, listener: &str, head: &[u8], payload: &[u8]) -> Result<()> {
+    let mut client = hub.connect(listener).await?;
+    client.write_all(&[head, payload].concat()).await?;
+    let mut back = vec![0; payload.len()];
+    within("the echo", client.read_exact(&mut back)).await??;
+    ensure!(back == payload, "another echo");
+    Ok(())
+}
+
+/// A PROXY header of version 2 with a field of its own that holds `TLV`.
+fn proxy_header() -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11".to_vec();
+    header.extend((12 + 3 + TLV.len() as u16).to_be_bytes());
+    header.extend([127, 0, 0, 9, 127, 0, 0, 1, 0x10, 0, 1, 0x85, 0xee]);
+    header.extend((TLV.len() as u16).to_be_bytes());
+    header.extend(TLV.as_bytes());
+    header
+}
+
+/// An LDAP simple bind (RFC 4511 section 4.2).
+fn bind_request() -> Vec<u8> {
+    let mut bind = vec![
+        2,
+        1,
+        3,
+        4,
+        4,
+        b'c',
+        b'n',
+        b'=',
+        b'a',
+        0x80,
+        BIND.len() as u8,
+    ];
+    bind.extend(BIND.as_bytes());
+    let mut message = vec![2, 1, 1, 0x60, bind.len() as u8];
+    message.extend(bind);
+    [&[0x30, message.len() as u8], &message[..]].concat()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_marker_appears_in_anything_that_is_said() -> Result<()> {
+    let lab = Lab::new(env!("CARGO_BIN_EXE_nowconnect"))?;
+    let mut redis = Redis::plan().user("nc", REDIS).start().await?;
+    let (server, mesh) = (Target::echo().await?, Authority::new("mesh")?);
+    let mut said = Said(Vec::new());
+    for name in ["hub-a", "hub-b"] {
+        mesh.issue(name, &Certificate::good(&["127.0.0.1"]))?;
+    }
+    let key_file = mesh.file("hub-a.key");
+    let mesh_key = program::read(&key_file)?;
+    let key_line = mesh_key.lines().nth(1).unwrap_or_default()[..40].to_owned();
+    let admin_file = lab.write("admin.token", ADMIN)?;
+    let file = |name: String| mesh.file(&name).display().to_string();
+    let plans = ["hub-a", "hub-b"].map(|name| {
+        let tls = json!({
+            "ca_bundle": file("ca.pem".into()),
+            "cert_file": file(format!("{name}.crt")),
+            "key_file": file(format!("{name}.key")),
+        });
+        lab.hub(name)
+            .listener("echo")
+            .listener_with("proxied", "echo", json!({ "proxy_protocol": "v2" }))
+            .set("tunnel.trusted_proxies", json!(["127.0.0.1"]))
+            .set("observability.log_level", "TRACE")
+            .set("admin.token_file", &*admin_file)
+            .set("ha.mesh.tls", tls)
+            .env("SOME_PASSWORD", ENV)
+    });
+    let mut plans = peers(plans.into(), "active", &redis.url()).into_iter();
+    let (Some(a), Some(b)) = (plans.next(), plans.next()) else {
+        anyhow::bail!("there are two");
+    };
+    // The URL of one stands in its file, that of the other in its environment.
+    let b = b
+        .set("ha.redis_url", "")
+        .env("NOWCONNECT__HA__REDIS_URL", &redis.url());
+    let (mut a, mut b) = (a.spawn()?, b.spawn()?);
+    a.wait_ready().await?;
+    b.wait_ready().await?;
+    let way_out = ConnectProxy::start(a.tunnel_addr()?, Some(&format!("me:{PROXY}"))).await?;
+    let token = lab.issuer().token("site-1")?;
+    let parts: Vec<_> = token.split('.').collect();
+    let site = lab
+        .agent("site-1")
+        .target("echo", server.addr())
+        .url("ws://192.0.2.1/tunnel")
+        .set("observability.log_level", "TRACE")
+        .set("observability.log_format", "json")
+        .env("NC_TRUST_ENV", "true")
+        .env(
+            "HTTP_PROXY",
+            &format!("http://me:{PROXY}@{}", way_out.addr()),
+        )
+        .token(&token);
+    let mut site = site.start().await?;
+
+    // What works, on both hubs.
+    for hub in [&a, &b] {
+        until("the agent to be reached", async || {
+            pass(hub, "echo", b"", UP.as_bytes()).await
+        })
+        .await?;
+        pass(hub, "proxied", &proxy_header(), &bind_request()).await?;
+        for path in ["status", "agents", "flows", "mesh", "config", "nonsense"] {
+            let answer = admin(hub, &format!("/api/v1/{path}"), ADMIN).await?;
+            ensure!(!answer.contains("401"), "{answer}");
+            said.add(path, answer);
+        }
+        said.add("refusal", admin(hub, "/api/v1/status", WRONG_ADMIN).await?);
+    }
+    let url = format!("http://{}", a.admin_addr()?);
+    let access = ["--url", &url, "--token-file", &admin_file];
+    for command in ["status", "reload"] {
+        said.ran(
+            command,
+            &lab.run(&[&[command][..], &access].concat()).await?,
+        );
+    }
+    let config = a.file().display().to_string();
+    let print = ["check", "--config", &config, "--print"];
+    said.ran("check", &lab.run(&print).await?);
+
+    // What does not: tokens, files, passwords, a registry that is gone.
+    let knock = upgrade_headers;
+    for bearer in [
+        WRONG_TOKEN.to_owned(),
+        format!("{token}x"),
+        format!("{}.{}", parts[0], parts[1]),
+    ] {
+        let bearer = format!("Bearer {bearer}");
+        let answer = http::request(a.tunnel_addr()?, "GET", "/tunnel", &knock(&bearer), "").await?;
+        ensure!(answer.status == 401, "{answer:?}");
+        said.add("tunnel", format!("{} {}", answer.head, answer.body));
+    }
+    pass(&a, "proxied", TLV.as_bytes(), UP.as_bytes())
+        .await
+        .ok();
+    let good = program::read(a.file())?;
+    let spoilt = [
+        good.replace(&format!("nc:{REDIS}@"), &format!("nc:{WRONG_REDIS}@ [}}")),
+        good.replace("redis://", "radish://"),
+        good.replace("\"redis_url\"", "\"redis_urll\""),
+        good.replace(
+            &format!("\"{}\"", redis.url()),
+            "[\"redis://:Wrong0redis0marker0w8@h\"]",
+        ),
+        format!("redis_url: 'redis://u:{WRONG_REDIS}@h\n{good}"),
+        good.replace("redis://nc", "redis://nc:${SOME_PASSWORD}"),
+    ];
+    for (at, text) in spoilt.iter().enumerate() {
+        let mark = a.log().mark();
+        lab.write("spoilt.yaml", text)?;
+        said.ran(
+            "check",
+            &lab.run(&["check", "--config", "spoilt.yaml", "--print"])
+                .await?,
+        );
+        program::write(a.file(), text)?;
+        a.reload().await?;
+        // The last one is fit to use, with a password that is wrong.
+        let told = if at + 1 == spoilt.len() {
+            "config_reloaded"
+        } else {
+            "config_rejected"
+        };
+        a.log().wait_event_since(told, mark).await?;
+    }
+    program::write(a.file(), &good)?;
+    // A key whose lines were joined, as by a variable that lost its line ends.
+    let mark = a.log().mark();
+    program::write(
+        &key_file,
+        &format!(
+            "-----BEGIN PRIVATE KEY----- {KEY_LINE}{}",
+            &mesh_key[30..].replace('\n', " ")
+        ),
+    )?;
+    a.reload().await?;
+    a.log().wait_event_since("config_rejected", mark).await?;
+    program::write(&key_file, &mesh_key)?;
+    site.replace_token(WRONG_TOKEN)?;
+    site.log().wait_event("token_refused").await?;
+    site.replace_token(&format!("{WRONG_TOKEN} and more"))?;
+    site.log().wait_event("token_unreadable").await?;
+    site.replace_token(&token)?;
+    redis.kill().await?;
+    a.log().wait_event("registry_down").await?;
+    b.log().wait_event("registry_down").await?;
+
+    // Where else things are shown.
+    for (name, at) in [
+        ("hub-a", a.http_addr()?),
+        ("hub-b", b.http_addr()?),
+        ("agent", site.health_addr()),
+    ] {
+        for path in ["/metrics", "/readyz", "/healthz"] {
+            said.add(&format!("{name} {path}"), answer_of(at, path).await?);
+        }
+    }
+    for pid in [a.pid(), b.pid(), site.pid()] {
+        said.add(
+            "cmdline",
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline"))?,
+        );
+    }
+    for process in [a.process(), b.process(), site.process()] {
+        process.kill().await?;
+    }
+    let mut debugged = false;
+    for (name, log) in [
+        ("hub-a", a.log()),
+        ("hub-b", b.log()),
+        ("agent", site.log()),
+    ] {
+        log.wait_end().await;
+        let text = log.text();
+        ensure!(
+            text.contains("hub_started") || text.contains("tunnel_up"),
+            "{name}"
+        );
+        debugged |= text.contains("\"DEBUG\"");
+        said.add(name, text);
+    }
+    ensure!(debugged, "nothing was said at this level");
+    // Nothing was written but what tests write: configuration, tokens, logs.
+    for entry in std::fs::read_dir(lab.dir())? {
+        let name = entry?.file_name().into_string().unwrap_or_default();
+        let known = ["yaml", "jwt", "log", "json", "token"];
+        ensure!(
+            known.iter().any(|end| name.ends_with(end)),
+            "{name} was written"
+        );
+    }
+    let mut markers = [
+        REDIS,
+        WRONG_REDIS,
+        PROXY,
+        ADMIN,
+        WRONG_ADMIN,
+        WRONG_TOKEN,
+        UP,
+        BIND,
+        TLV,
+        ENV,
+        KEY_LINE,
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    markers.extend([key_line, parts[1][..40].to_owned(), parts[2].to_owned()]);
+    said.search(&markers)
+}
+
+async fn answer_of(at: SocketAddr, path: &str) -> Result<String> {
+    let answer = get(at, path).await?;
+    Ok(format!("{} {}", answer.head, answer.body))
+}
+
+#[test]
+fn a_marker_is_found_in_every_form() {
+    for text in [
+        format!("x{REDIS}y"),
+        STANDARD.encode(format!("user:{REDIS}")),
+        STANDARD.encode(format!("a:{REDIS}")),
+        format!("{:?}", format!("ab{REDIS}").as_bytes()),
+        REDIS.bytes().map(|byte| format!("{byte:02X}")).collect(),
+    ] {
+        let said = Said(vec![("here".to_owned(), text.clone())]);
+        assert!(said.search(&[REDIS.to_owned()]).is_err(), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_everybody_can_change_is_refused_at_the_start_and_on_reload() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let lab = Lab::new(env!("CARGO_BIN_EXE_nowconnect"))?;
+    let token = lab.write("admin.token", ADMIN)?;
+    let open = |mode| std::fs::set_permissions(&token, std::fs::Permissions::from_mode(mode));
+    let plan = || {
+        lab.hub("hub-a")
+            .listener("echo")
+            .set("admin.token_file", &*token)
+    };
+    open(0o606)?;
+    let mut refused = plan().spawn()?;
+    let status = refused.process().wait_exit().await?;
+    let text = refused.log().text();
+    ensure!(
+        status.code() == Some(2) && text.contains(&format!("chmod 600 {token}")),
+        "{text}"
+    );
+    open(0o604)?;
+    let hub = plan().start().await?;
+    let warned = hub.log().wait_event("config_warning").await?;
+    ensure!(
+        warned.text("problem").contains("admin.token_file"),
+        "{warned:?}"
+    );
+    open(0o602)?;
+    hub.reload().await?;
+    let rejected = hub.log().wait_event("config_rejected").await?;
+    ensure!(
+        rejected.text("error").contains("can change the secret"),
+        "{rejected:?}"
+    );
+    // The processes leave no core, and nobody looks into them.
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", hub.pid()))?;
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    let words: Vec<_> = core.unwrap_or_default().split_whitespace().collect();
+    ensure!(words[4..6] == ["0", "0"], "{words:?}");
+    Ok(())
+}
