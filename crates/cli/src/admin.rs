@@ -17,6 +17,7 @@ use nowconnect_link::tls::{ClientFiles, LiveClientConfig, Roots};
 use serde_json::Value;
 use tokio::time::timeout;
 
+use crate::cells::silent;
 use crate::failure::Failure;
 use crate::private_file;
 
@@ -36,7 +37,12 @@ pub(crate) struct Access {
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8766")]
     url: String,
     /// File with the token of the admin API (the hub's admin.token_file)
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "NC_ADMIN_TOKEN_FILE",
+        hide_env_values = true
+    )]
     token_file: Option<PathBuf>,
     /// CA certificates to trust for https:// besides the system's
     #[arg(long, value_name = "FILE")]
@@ -121,7 +127,12 @@ impl Admin {
         let (status, body) = answered
             .map_err(|_| anyhow!("no complete answer within {} s", DEADLINE.as_secs()))
             .flatten()
-            .with_context(|| format!("no hub answers at {} (--url: its admin.bind)", self.shown))?;
+            .with_context(|| {
+                format!(
+                    "no hub answers at {}: is it running, and is --url its admin.bind?",
+                    self.shown
+                )
+            })?;
         let answer: Value = serde_json::from_slice(&body).map_err(|_| {
             anyhow!(
                 "{} answers {status}, but not as a hub's admin API does; --url must be its \
@@ -173,6 +184,28 @@ impl Admin {
     }
 }
 
+/// `path` with those `keys` that have values.
+pub(crate) fn query(path: &str, keys: &[(&str, Option<&str>)]) -> String {
+    let encode = |value: &str| -> String {
+        let bytes = value.bytes().map(|byte| match byte {
+            b'-' | b'.' | b'_' | b'~' | b':' => char::from(byte).to_string(),
+            byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        });
+        bytes.collect()
+    };
+    let set = keys
+        .iter()
+        .filter_map(|(key, value)| Some((key, (*value)?)));
+    let pairs: Vec<_> = set
+        .map(|(key, value)| format!("{key}={}", encode(value)))
+        .collect();
+    match pairs.is_empty() {
+        true => path.to_owned(),
+        false => format!("{path}?{}", pairs.join("&")),
+    }
+}
+
 async fn read(answer: Response<Incoming>) -> anyhow::Result<(StatusCode, Bytes)> {
     let status = answer.status();
     let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
@@ -188,10 +221,22 @@ fn refusal(status: StatusCode, answer: &Value, with_token: bool) -> anyhow::Erro
             true => {
                 anyhow!("the hub does not take this token; it must be that of its admin.token_file")
             }
-            false => anyhow!("the hub wants a token: name the file with --token-file"),
+            false => anyhow!(
+                "the hub wants a token: name the file with --token-file or NC_ADMIN_TOKEN_FILE"
+            ),
         };
     }
+    if status == StatusCode::NOT_FOUND && code == "not_found" {
+        return anyhow!(
+            "this is no admin API, or that of an older version: --url must be the hub's admin.bind, \
+             not its port for tunnels or metrics"
+        );
+    }
+    let silent = silent(answer);
     match answer["detail"].as_str() {
+        Some(detail) if !silent.is_empty() => {
+            anyhow!("the hub refuses ({code}): {detail}\n{}", silent.trim_end())
+        }
         Some(detail) => anyhow!("the hub refuses ({code}): {detail}"),
         None => anyhow!("the hub refuses: {code} ({status})"),
     }
@@ -258,6 +303,17 @@ mod tests {
             let error = format!("{:#}", authority(text).expect_err(text));
             assert!(error.contains("--url"), "{error}");
         }
+    }
+
+    #[test]
+    fn values_of_a_query_are_escaped() {
+        let keys = [
+            ("client", Some("[::1]:5")),
+            ("agent", None),
+            ("cid", Some("a&b")),
+        ];
+        assert_eq!(query("flows", &keys), "flows?client=%5B::1%5D:5&cid=a%26b");
+        assert_eq!(query("mesh", &[("scope", None)]), "mesh");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 mod admin;
 mod agent;
+mod agents;
+mod cells;
 mod certs;
 mod check;
 mod completions;
@@ -9,19 +11,23 @@ mod dev;
 mod drain;
 mod duration;
 mod failure;
+mod flows;
 mod hardening;
 mod hub;
 mod logging;
 mod man;
+mod path;
 mod policy;
 mod private_file;
 mod reload;
 mod replace_file;
 mod runtime;
+mod screen;
 mod service;
 mod signals;
 mod status;
 mod systemd;
+mod table;
 mod token;
 
 use std::process::ExitCode;
@@ -58,6 +64,9 @@ enum Command {
     Dev(dev::Args),
     Check(check::Args),
     Status(status::Args),
+    Agents(agents::Args),
+    Flows(flows::Args),
+    Path(path::Args),
     Reload(reload::Args),
     Drain(drain::Args),
     Policy(policy::Args),
@@ -74,6 +83,9 @@ fn main() -> ExitCode {
         Command::Dev(args) => dev::run(args),
         Command::Check(args) => check::run(args),
         Command::Status(args) => status::run(&args),
+        Command::Agents(args) => agents::run(&args),
+        Command::Flows(args) => flows::run(&args),
+        Command::Path(args) => path::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => drain::run(&args),
         Command::Policy(args) => policy::run(&args),

@@ -1,22 +1,15 @@
-//! `nowconnect status`: what a running hub does, as tables or JSON.
-
-mod screen;
-mod table;
+//! `nowconnect status`: what the hubs of a cluster do, as tables or JSON.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::admin::{Access, Admin};
+use crate::cells::{age, bytes, list, ms, row, silent, word, words};
 use crate::failure::Failure;
 use crate::runtime::block_on;
-use screen::Screen;
-use table::Table;
-
-/// Between two looks with `--watch`.
-const PERIOD: Duration = Duration::from_secs(2);
+use crate::screen::{How, Picture, Screen};
+use crate::table::Table;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,283 +18,268 @@ Examples:
   nowconnect status --json | jq '.agents[].agent_id'
   nowconnect status --url https://hub-a.example.com:8766 --token-file /run/secrets/admin.token
 
-Tables are cut to the width of the terminal; NO_COLOR turns colors off.";
+Any hub shows all of them; --this-hub leaves the others alone. A hub that does not answer within a
+second is named. Cells are cut to the width of the terminal (…); NO_COLOR turns attributes off.";
 
-/// Show what a running hub does: agents, connectors, flows
+/// Show what the hubs do: agents, connectors, listeners, links, flows
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     access: Access,
-    /// Print JSON; with --watch one document per line
+    #[command(flatten)]
+    how: How,
+    /// Show the asked hub alone
     #[arg(long)]
-    json: bool,
-    /// Look again every 2 seconds, until Ctrl-C
-    #[arg(long)]
-    watch: bool,
+    this_hub: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let admin = Admin::new(&args.access)?;
     let screen = Screen::new();
-    Ok(block_on(async {
-        loop {
-            let report = fetch(&admin).await;
-            match (report, args.watch) {
-                (Ok(report), _) => show(args, &screen, &report)?,
-                (Err(error), false) => return Err(error),
-                // A hub that restarts comes back.
-                (Err(error), true) => eprintln!("error: {error:#}"),
-            }
-            if !args.watch {
-                return anyhow::Ok(());
-            }
-            tokio::time::sleep(PERIOD).await;
-        }
-    })??)
-}
-
-async fn fetch(admin: &Admin) -> anyhow::Result<Value> {
-    let mut status = admin.get("status?scope=hub").await?["hubs"][0].take();
-    status["replica_id"] = status["hub"].take();
-    status["connectors"] = admin.get("connectors?scope=hub").await?["connectors"].take();
-    let agents = admin.get("agents?scope=hub").await?;
-    let mesh = admin.get("mesh?scope=hub").await?["hubs"][0].take();
-    Ok(json!({ "status": status, "agents": agents["agents"], "mesh": mesh }))
-}
-
-fn show(args: &Args, screen: &Screen, report: &Value) -> std::io::Result<()> {
-    let text = match (args.json, args.watch) {
-        (true, true) => format!("{report}\n"),
-        (true, false) => format!("{report:#}\n"),
-        (false, _) => tables(report, screen),
+    let scope = if args.this_hub { "hub" } else { "cluster" };
+    let look = async || {
+        let report = fetch(&admin, scope).await?;
+        let text = tables(&report, &screen, screen.width());
+        Ok(Picture { json: report, text })
     };
-    let mut stdout = std::io::stdout().lock();
-    if args.watch && !args.json {
-        stdout.write_all(screen.home().as_bytes())?;
-    }
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
+    block_on(screen.show(args.how, look))??;
+    Ok(())
 }
 
-fn tables(report: &Value, screen: &Screen) -> String {
-    let (status, mut text) = (&report["status"], String::new());
-    let mut hub = Table::new(&[
-        "HUB", "VERSION", "STATUS", "HA", "UPTIME", "AGENTS", "FLOWS",
-    ]);
-    hub.row(vec![
-        word(&status["replica_id"]),
-        word(&status["version"]),
-        word(&status["status"]),
-        word(&status["mode"]),
-        age(&status["uptime_sec"]),
-        word(&status["agents"]["total"]),
-        word(&status["flows"]["total"]),
-    ]);
-    text += &hub.render(screen);
-    for (what, key) in [
-        ("degraded", "reasons"),
-        ("waiting for a restart", "needs_restart"),
-    ] {
-        let words = words(&status[key]);
-        if !words.is_empty() {
-            let _ = writeln!(text, "{what}: {words}");
+async fn fetch(admin: &Admin, scope: &str) -> anyhow::Result<Value> {
+    let ask = async |path: &str| admin.get(&format!("{path}?scope={scope}")).await;
+    let (status, mut agents, mut connectors, mesh) =
+        tokio::try_join!(ask("status"), ask("agents"), ask("connectors"), ask("mesh"))?;
+    Ok(json!({
+        "status": status,
+        "agents": agents["agents"].take(),
+        "more_agents": !agents["next"].is_null(),
+        "connectors": connectors["connectors"].take(),
+        "mesh": mesh["hubs"],
+    }))
+}
+
+fn tables(report: &Value, screen: &Screen, width: Option<usize>) -> String {
+    let status = &report["status"];
+    let width = width.unwrap_or(usize::MAX);
+    let mut text = hubs(report).render_within(screen, width);
+    text += &silent(status);
+    for hub in list(&status["hubs"]) {
+        for (what, key) in [
+            ("is degraded", "reasons"),
+            ("waits for a restart", "needs_restart"),
+        ] {
+            let words = words(&hub[key]);
+            if !words.is_empty() {
+                let _ = writeln!(text, "{} {what}: {words}", word(&hub["hub"]));
+            }
         }
     }
     for table in [
         agents(report),
-        connectors(status),
+        connectors(report),
         listeners(status),
         links(report),
-        routes(report),
     ] {
         if !table.is_empty() {
             text.push('\n');
-            text += &table.render(screen);
+            text += &table.render_within(screen, width);
         }
+    }
+    if report["more_agents"] == true {
+        text += "and more agents: nowconnect agents list\n";
     }
     let flows = &status["flows"];
     let _ = writeln!(
         text,
-        "\nflows: {} open, {} opening, {} waiting for their tunnel",
+        "\nflows: {} open, {} opening, {} waiting for their path; {} agents",
         word(&flows["open"]),
         word(&flows["opening"]),
-        word(&flows["waiting"])
+        word(&flows["waiting"]),
+        word(&status["agents"]["total"])
     );
     text
 }
 
+fn hubs(report: &Value) -> Table {
+    let mut table = Table::new(&[
+        "HUB",
+        "VERSION",
+        "STATUS",
+        "HA",
+        "REGISTRY",
+        "UPTIME",
+        "AGENTS",
+        "FLOWS",
+        "FORWARDED",
+    ]);
+    for hub in list(&report["status"]["hubs"]) {
+        if hub["answered"] == false {
+            let name = if hub["hub"].is_null() {
+                &hub["peer"]
+            } else {
+                &hub["hub"]
+            };
+            let mut cells = vec![word(name), "-".into(), "no answer".into()];
+            cells.resize(9, "-".into());
+            table.row(cells);
+            continue;
+        }
+        let of_mesh = list(&report["mesh"])
+            .iter()
+            .find(|one| one["hub"] == hub["hub"]);
+        let registry = of_mesh.map(|one| word(&one["registry"]["state"]));
+        let mut cells = row(hub, &["hub", "version", "status", "mode"]);
+        cells.extend([
+            registry.unwrap_or("-".into()),
+            age(&hub["uptime_sec"]),
+            word(&hub["agents"]["total"]),
+            word(&hub["flows"]["total"]),
+            word(&hub["flows"]["forwarded"]),
+        ]);
+        table.row(cells);
+    }
+    table
+}
+
 fn agents(report: &Value) -> Table {
+    agent_table(&report["agents"])
+}
+
+/// Agents, a row for each tunnel.
+pub(crate) fn agent_table(agents: &Value) -> Table {
     let mut table = Table::new(&[
         "AGENT",
-        "VERSION",
-        "EPOCH",
-        "REMOTE",
-        "PROTOCOL",
-        "CONNECTED",
+        "HUB",
         "RTT",
         "FLOWS",
+        "SINCE",
+        "REMOTE",
         "CONNECTORS",
+        "EPOCH",
+        "PROTO",
+        "VERSION",
     ]);
-    for agent in list(&report["agents"]) {
+    for agent in list(agents) {
         for tunnel in list(&agent["tunnels"]) {
-            let rtt = tunnel["rtt_ms"].as_f64();
+            let leaves = tunnel["takes_flows"] == false;
             table.row(vec![
                 word(&agent["agent_id"]),
-                word(&agent["version"]),
-                word(&agent["epoch"]),
-                word(&tunnel["remote"]),
-                format!("v{}", word(&tunnel["protocol"])),
-                age(&tunnel["connected_sec"]),
-                rtt.map_or("-".into(), |rtt| format!("{rtt:.1} ms")),
+                word(&tunnel["hub"]),
+                ms(&tunnel["rtt_ms"]),
                 word(&tunnel["flows"]),
+                age(&tunnel["connected_sec"]) + if leaves { " leaving" } else { "" },
+                word(&tunnel["remote"]),
                 words(&agent["connectors"]),
+                word(&tunnel["epoch"]),
+                format!("v{}", word(&tunnel["protocol"])),
+                word(&agent["version"]),
             ]);
         }
     }
     table
 }
 
-fn connectors(status: &Value) -> Table {
-    let mut table = Table::new(&["CONNECTOR", "LISTENERS", "AGENTS", "FLOWS"]);
-    for connector in list(&status["connectors"]) {
-        let keys = ["name", "listeners", "agents", "flows"];
-        table.row(keys.iter().map(|key| word(&connector[*key])).collect());
+fn connectors(report: &Value) -> Table {
+    let mut table = Table::new(&[
+        "CONNECTOR",
+        "LISTENERS",
+        "TUNNELS",
+        "FLOWS",
+        "OPEN P50",
+        "OPEN P95",
+        "TURNED AWAY",
+    ]);
+    for connector in list(&report["connectors"]) {
+        let mut cells = row(connector, &["name", "listeners", "tunnels", "flows"]);
+        let hubs = list(&connector["hubs"]);
+        // Percentiles of hubs cannot be joined: the slowest counts.
+        let slowest = |key: &str| {
+            let times = hubs.iter().filter_map(|hub| hub["counts"][key].as_f64());
+            ms(&json!(times.reduce(f64::max)))
+        };
+        cells.extend([slowest("open_p50_ms"), slowest("open_p95_ms"), errors(hubs)]);
+        table.row(cells);
     }
     table
+}
+
+/// How many clients of all hubs were turned away, by reason.
+pub(crate) fn errors(hubs: &[Value]) -> String {
+    let mut sums = std::collections::BTreeMap::<&str, u64>::new();
+    for hub in hubs {
+        for (reason, count) in hub["counts"]["errors"].as_object().into_iter().flatten() {
+            *sums.entry(reason).or_default() += count.as_u64().unwrap_or(0);
+        }
+    }
+    let words: Vec<_> = sums
+        .iter()
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
+    match words.is_empty() {
+        true => "-".into(),
+        false => words.join(", ").replace(char::is_control, "?"),
+    }
 }
 
 fn listeners(status: &Value) -> Table {
-    let mut table = Table::new(&["LISTENER", "ADDRESS", "CONNECTOR"]);
-    for listener in list(&status["listeners"]) {
-        let keys = ["name", "address", "connector"];
-        table.row(keys.iter().map(|key| word(&listener[*key])).collect());
+    let mut table = Table::new(&["LISTENER", "HUB", "ADDRESS", "CONNECTOR"]);
+    for hub in list(&status["hubs"]) {
+        for listener in list(&hub["listeners"]) {
+            let mut cells = row(listener, &["name", "address", "connector"]);
+            cells.insert(1, word(&hub["hub"]));
+            table.row(cells);
+        }
     }
     table
 }
 
+/// Links as the hub sees them that dialed; those of hubs that do not answer as the other one does.
 fn links(report: &Value) -> Table {
-    let columns = [
-        "PEER",
-        "HUB",
-        "DIRECTION",
+    let mut table = Table::new(&[
+        "LINK FROM",
+        "TO",
         "STATE",
         "SINCE",
-        "RTT MS",
+        "RTT",
         "FLOWS",
-    ];
-    let mut table = Table::new(&columns);
-    for link in list(&report["mesh"]["links"]) {
-        let mut row: Vec<_> = ["peer", "hub", "direction", "state"]
-            .iter()
-            .map(|key| word(&link[*key]))
-            .collect();
-        row.extend([
-            age(&link["since_sec"]),
-            word(&link["rtt_ms"]),
-            word(&link["flows"]),
-        ]);
-        table.row(row);
+        "QUEUED",
+        "IN FLIGHT",
+        "LAST ERROR",
+    ]);
+    let hubs = list(&report["mesh"]);
+    let answers = |name: &Value| {
+        hubs.iter()
+            .any(|hub| hub["hub"] == *name && hub["answered"] == true)
+    };
+    for hub in hubs {
+        for link in list(&hub["links"]) {
+            let peer = if link["hub"].is_null() {
+                &link["peer"]
+            } else {
+                &link["hub"]
+            };
+            let ends = match link["direction"] == "outbound" {
+                true => [&hub["hub"], peer],
+                false if answers(peer) || link["state"] == "closed" => continue,
+                false => [peer, &hub["hub"]],
+            };
+            let mut cells: Vec<_> = ends.iter().map(|end| word(end)).collect();
+            cells.extend([
+                word(&link["state"]),
+                age(&link["since_sec"]),
+                ms(&link["rtt_ms"]),
+                word(&link["flows"]),
+                word(&link["queue_frames"]),
+                bytes(&link["inflight_bytes"]),
+                word(&link["last_error"]),
+            ]);
+            table.row(cells);
+        }
     }
     table
-}
-
-fn routes(report: &Value) -> Table {
-    let mut table = Table::new(&["AGENT ELSEWHERE", "HUB", "EPOCH", "CONNECTORS", "FLOWS"]);
-    for route in list(&report["mesh"]["routes"]) {
-        table.row(vec![
-            word(&route["agent_id"]),
-            word(&route["hub"]),
-            word(&route["epoch"]),
-            words(&route["connectors"]),
-            word(&route["flows"]),
-        ]);
-    }
-    table
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
-
-/// A value as text that cannot steer the terminal: some of it comes from agents.
-fn word(value: &Value) -> String {
-    let text = match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    text.replace(char::is_control, "?")
-}
-
-fn words(value: &Value) -> String {
-    let words: Vec<_> = list(value).iter().map(word).collect();
-    words.join(", ")
-}
-
-/// Seconds in the two largest units that say something.
-fn age(seconds: &Value) -> String {
-    let Some(all) = seconds.as_u64() else {
-        return "-".into();
-    };
-    let (days, hours, minutes) = (all / 86_400, all / 3600 % 24, all / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{all}s"),
-        (0, 0, minutes) => format!("{minutes}m{}s", all % 60),
-        (0, hours, minutes) => format!("{hours}h{minutes}m"),
-        (days, hours, _) => format!("{days}d{hours}h"),
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_have_two_units() {
-        for (seconds, text) in [
-            (0, "0s"),
-            (59, "59s"),
-            (61, "1m1s"),
-            (3660, "1h1m"),
-            (90_000, "1d1h"),
-        ] {
-            assert_eq!(age(&seconds.into()), text);
-        }
-    }
-
-    #[test]
-    fn what_an_agent_says_does_not_steer_the_terminal() {
-        assert_eq!(word(&"a\u{1b}[2Jb".into()), "a?[2Jb");
-        assert_eq!(words(&json!(["a", "b\n"])), "a, b?");
-    }
-
-    #[test]
-    fn all_tables_are_there() {
-        let report = json!({
-            "status": {
-                "replica_id": "hub-a", "status": "ready", "mode": "off", "uptime_sec": 61,
-                "needs_restart": ["tunnel.port"],
-                "connectors": [{ "name": "ldap", "listeners": 1, "agents": 1, "flows": 3 }],
-                "flows": { "total": 3, "open": 3, "opening": 0, "waiting": 0 },
-            },
-            "agents": [{
-                "agent_id": "site-1", "connectors": ["ldap", "pg"],
-                "tunnels": [{ "remote": "192.0.2.1", "protocol": 2, "rtt_ms": 1.25 }],
-            }],
-        });
-        let text = tables(&report, &Screen::plain());
-        for part in [
-            "hub-a",
-            "1m1s",
-            "tunnel.port",
-            "site-1",
-            "1.2 ms",
-            "ldap, pg",
-            "3 open",
-        ] {
-            assert!(text.contains(part), "{part}:\n{text}");
-        }
-        assert!(!text.contains("LISTENER  "), "no empty tables:\n{text}");
-    }
-}
+mod tests;
