@@ -168,5 +168,6 @@ async fn counters_follow_the_traffic() -> Result<()> {
         1.0
     );
     assert!(scrape.sum("nowconnect_tunnel_uptime_seconds", &[("agent", "site-1")]) > 0.0);
+    assert!(scrape.sum("nowconnect_token_expiry_seconds", &[("agent", "site-1")]) > 60.0);
     Ok(())
 }

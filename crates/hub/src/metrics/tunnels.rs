@@ -43,6 +43,8 @@ pub struct TunnelMetrics {
     pub reconnects: Vector<Counter, 2>,
     /// Age of an `agent`'s tunnel, in seconds.
     pub uptime: Vector<SecondsGauge, 1>,
+    /// How long an `agent`'s token is still good, in seconds.
+    pub token_expiry: Vector<SecondsGauge, 1>,
     /// Refused tokens, by `reason`.
     pub auth_failures: Vector<Counter, 1>,
     /// Peers that broke the protocol, by `interface` (tunnel, mesh, http) and `kind`.
@@ -111,6 +113,11 @@ impl TunnelMetrics {
             uptime: r.seconds_gauges(
                 "nowconnect_tunnel_uptime_seconds",
                 "Age of the agent's tunnel, in seconds; absent while it has none",
+                ["agent"],
+            ),
+            token_expiry: r.seconds_gauges(
+                "nowconnect_token_expiry_seconds",
+                "Until the token of the agent's tunnel ends, in seconds; absent while it has none",
                 ["agent"],
             ),
             auth_failures: r.counters(
