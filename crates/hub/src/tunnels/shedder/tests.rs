@@ -129,8 +129,10 @@ impl Hub {
 }
 
 /// Seconds from the return of a hub, which was away for `away`, until each of its agents is
-/// connected, sorted. Half of them lost another tunnel less than a minute before.
-fn storm(mut hub: Hub, agents: u32, away: Duration, seed: u64) -> Vec<f64> {
+/// connected, sorted. Half of them lost another tunnel less than a minute before. All the time
+/// `strangers` come per second, with good tokens, and never as they are told.
+fn storm(mut hub: Hub, agents: u32, away: Duration, strangers: u32) -> Vec<f64> {
+    let seed = 7;
     let mut dice = Dice(seed);
     let mut fleet: Vec<_> = (0..agents)
         .map(|_| Backoff::new(BACKOFF.0, BACKOFF.1))
@@ -145,9 +147,19 @@ fn storm(mut hub: Hub, agents: u32, away: Duration, seed: u64) -> Vec<f64> {
             number,
         )));
     }
+    if strangers > 0 {
+        attempts.push(Reverse((away, agents)));
+    }
     let mut connected = Vec::new();
-    while let Some(Reverse((now, number))) = attempts.pop() {
+    while let Some(Reverse((now, number))) = attempts.pop()
+        && connected.len() < fleet.len()
+    {
         assert!(now < SECOND * 900, "{} are not connected", attempts.len());
+        if number == agents {
+            let _ = hub.receive(number, now, dice.roll());
+            attempts.push(Reverse((now + SECOND / strangers, number)));
+            continue;
+        }
         let backoff = &mut fleet[number as usize];
         let failed = if now < away {
             Err((now, Duration::ZERO))
@@ -182,7 +194,7 @@ fn a_fleet_of_5000_is_back_soon_after_a_restart() {
             per_sec: PER_SEC,
             shedder: Shedder::default(),
         };
-        let [without, with] = [unbounded, shedding].map(|hub| storm(hub, 5000, away, 7));
+        let [without, with] = [unbounded, shedding].map(|hub| storm(hub, 5000, away, 0));
         let show = |what: &str, times: &[f64]| {
             let [p50, p99, all] = [50, 99, 100].map(|percent| percentile(times, percent));
             println!("away {away:?}, {what}: p50 {p50:.1} s, p99 {p99:.1} s, all {all:.1} s");
@@ -192,5 +204,19 @@ fn a_fleet_of_5000_is_back_soon_after_a_restart() {
         assert_eq!(with.len(), 5000);
         // 25 s is what judging them takes.
         assert!(percentile(&with, 99) < 30.0 && percentile(&with, 100) < 35.0);
+    }
+}
+
+#[test]
+fn those_who_never_wait_for_their_turn_do_not_starve_a_fleet() {
+    for strangers in [150, 300] {
+        let hub = Hub::Shedding {
+            per_sec: 200,
+            shedder: Shedder::default(),
+        };
+        let times = storm(hub, 5000, SECOND * 2, strangers);
+        let [p50, p99, all] = [50, 99, 100].map(|percent| percentile(&times, percent));
+        println!("{strangers} strangers: p50 {p50:.1} s, p99 {p99:.1} s, all {all:.1} s");
+        assert!(all < 600.0);
     }
 }
