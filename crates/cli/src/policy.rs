@@ -101,7 +101,7 @@ fn describe(report: &Value) -> String {
     }
     let verdict = word(&report["verdict"]);
     let _ = match (&report["agent_id"], &report["hub"]) {
-        (Value::Null, _) => writeln!(text, "{verdict}"),
+        (Value::Null, _) => writeln!(text, "{verdict}: {}", word(&report["reason"])),
         (agent, Value::Null) => writeln!(text, "{verdict}: to {}", word(agent)),
         (agent, hub) => writeln!(text, "{verdict}: to {} over {}", word(agent), word(hub)),
     };
@@ -192,7 +192,7 @@ mod tests {
             "POST http://pdp/ (simple)",
             "deny in 1.5 ms of 500: {\"allow\":false}",
             "no      pdp",
-            "denied",
+            "denied: pdp_denied",
         ] {
             assert!(text.contains(part), "{part}:\n{text}");
         }

@@ -227,6 +227,30 @@ async fn nobody_answers_in_its_place() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_connection_that_ends_costs_nobody_a_decision() -> Result<()> {
+    let lab = lab()?;
+    let pdp = Pdp::start(Reply::allow()).await?;
+    let plan = lab.hub("hub-a").set("pdp.url", pdp.url());
+    let plan = plan.set("pdp.timeout_ms", 5000).set("pdp.cache_ttl_sec", 0);
+    let site = Site::start(&lab, plan).await?;
+    drop(served(&site.hub).await?);
+    let cut = std::sync::atomic::AtomicBool::new(true);
+    pdp.decide(
+        move |_| match cut.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            true => Reply::Cut,
+            false => Reply::allow(),
+        },
+    );
+    drop(served(&site.hub).await?);
+    let asked = pdp.asked();
+    let name = |at: usize| asked[at].header("x-request-id").map(str::to_owned);
+    assert_eq!(asked.len(), 3);
+    assert!(name(0) != name(1) && name(1) == name(2));
+    assert_eq!(decisions(&site.hub, "error").await?, 0.0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn who_may_not_have_one_agent_gets_another() -> Result<()> {
     let lab = lab()?;
     let pdp = Pdp::start(Reply::deny()).await?;
@@ -403,11 +427,15 @@ async fn the_owner_of_the_agent_asks_as_well() -> Result<()> {
     let (exchanged, decided) = tokio::join!(exchange, decide);
     exchanged.and(decided)?;
 
+    let (report, code) = explain(&pair.lab, &pair.a, &["--client", "127.0.0.1"]).await?;
+    assert_eq!((report["verdict"].as_str(), code), (Some("allowed"), 0));
+    assert_eq!(report["hub"], "hub-b");
+
     // A flow that goes on over another path is not judged again.
     pair.to_b.cut(Cut::Reset);
     pair.wait_linked().await?;
     echo(&mut client, Pattern(1), 200_000, 1000).await?;
-    assert_eq!((at_a.asked().len(), at_b.asked().len()), (2, 2));
+    assert_eq!((at_a.asked().len(), at_b.asked().len()), (3, 2));
 
     // The origin's no is enough.
     at_a.say(Reply::deny());
@@ -433,6 +461,45 @@ async fn the_owner_of_the_agent_asks_as_well() -> Result<()> {
     assert_eq!(pair.echo.accepted(), 1);
     assert!(decisions(&pair.b, "error").await? >= 1.0);
     echo(&mut client, Pattern(1), 201_000, 1000).await
+}
+
+/// A hub that opens more than can be decided about is held up by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_hub_cannot_pile_up_questions() -> Result<()> {
+    let mut pair = Pair::start(lab()?, "active").await?;
+    let pdp = Pdp::start(Reply::allow()).await?;
+    let rules = json!({ "url": pdp.url(), "timeout_ms": 60_000 });
+    configure(&mut pair.b, rules).await?;
+    let _agent = pair.agent(&[&pair.b], "first").start().await?;
+    pair.wait_routes(&pair.a, 1).await?;
+    pdp.hold();
+    let mut clients = Vec::new();
+    for number in 1..=300_u16 {
+        let [high, low] = number.to_be_bytes();
+        clients.push(from([127, 1, high, low], &pair.a).await?);
+    }
+    let refused = [("reason", "refused")];
+    let refusals = "nowconnect_mesh_backpressure_total";
+    pair.b
+        .wait_metric(refusals, &refused, |value| value == 44.0)
+        .await?;
+    // Clients of the hub itself are not behind them.
+    let own = pair.b.connect("echo").await?;
+    pdp.wait_asked(33).await?;
+    let asked = pdp.asked();
+    let of_own = asked
+        .iter()
+        .filter(|asked| asked.body["context"]["origin_hub"] == "hub-b");
+    assert_eq!((asked.len(), of_own.count()), (33, 1));
+    pdp.release();
+    clients.push(own);
+    let mut served = 0;
+    for client in &mut clients {
+        served += usize::from(echo(client, Pattern(1), 0, 100).await.is_ok());
+    }
+    assert_eq!((served, pair.echo.accepted()), (257, 257));
+    assert_eq!(pdp.most_at_once(), 33);
+    Ok(())
 }
 
 /// What `policy explain` prints as JSON, and its exit code.

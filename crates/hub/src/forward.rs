@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use crate::config::{HaMode, HubConfig};
 use crate::mesh::Peer;
 use crate::metrics::Metrics;
-use crate::pdp::{Judged, Pdp, Pending, Question};
+use crate::pdp::{Judged, Pass, Pdp, Pending, Question, Refused};
 use crate::policy::Policy;
 use crate::tunnels::{Session, Tunnels};
 
@@ -110,6 +110,27 @@ impl Drop for Ticket {
     }
 }
 
+/// A flow that policy has yet to decide about.
+struct Held {
+    relayed: Arc<Relayed>,
+    session: Arc<Session>,
+    mode: OpenMode,
+    connector: String,
+    client: Option<SocketAddr>,
+    /// Among those of its link.
+    _place: Ticket,
+}
+
+/// Whether a flow that is not passed on is refused. What stands in the way of a running flow may be
+/// gone in a moment, or elsewhere. One that was not answered may run all the same: a refusal would
+/// offer it to another agent.
+fn is_final(mode: OpenMode, reason: Reason) -> bool {
+    matches!(
+        (mode, reason),
+        (OpenMode::New, _) | (_, Reason::Denied) | (OpenMode::Resume, Reason::UnknownConnector)
+    )
+}
+
 impl Forward {
     /// Nothing is passed on yet.
     pub fn new(config: &HubConfig, parts: Parts, tasks: Tasks) -> Arc<Self> {
@@ -150,7 +171,7 @@ impl Forward {
     }
 
     /// A peer offers or resumes a flow over its link.
-    pub fn open(&self, link: &Arc<Link>, peer: &Peer, id: FlowId, open: Open) {
+    pub fn open(self: &Arc<Self>, link: &Arc<Link>, peer: &Peer, id: FlowId, open: Open) {
         if link.carries(id) {
             return link.close(Reason::ProtocolError);
         }
@@ -163,25 +184,21 @@ impl Forward {
             self.metrics.mesh.backpressure.with(["refused"]).inc();
             peer.metrics.drops("refused").inc();
         }
-        match (mode, reason) {
-            (OpenMode::New, _) | (_, Reason::Denied) => link.refuse(id, reason),
-            (OpenMode::Resume, Reason::UnknownConnector) => link.refuse(id, reason),
-            // What stands in the way of a running flow may be gone in a moment, or elsewhere. One
-            // that was not answered may run all the same: a refusal would offer it to another agent.
-            _ => link.send(Frame::Detach { id, reason }),
+        match is_final(mode, reason) {
+            true => link.refuse(id, reason),
+            false => link.send(Frame::Detach { id, reason }),
         }
     }
 
-    fn pass_on(&self, link: &Arc<Link>, peer: &Peer, id: FlowId, open: Open) -> Result<(), Reason> {
-        // Running flows may go on when the mode is not active any more.
-        let active = self.mode.load(Ordering::Relaxed) == HaMode::Active as u8;
-        if !active && open.mode != OpenMode::Resume {
-            return Err(Reason::NotActive);
-        }
+    fn pass_on(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        peer: &Peer,
+        id: FlowId,
+        open: Open,
+    ) -> Result<(), Reason> {
         let client = open.client.parse::<SocketAddr>().ok();
-        if client.is_some_and(|client| !self.policy.allows_anywhere(client.ip())) {
-            return Err(Reason::Denied);
-        }
+        self.admits(open.mode, client)?;
         let sessions = self.sessions(&open)?;
         let pending = self.judge(link, peer, &open, client)?;
         let begin = match pending {
@@ -203,8 +220,16 @@ impl Forward {
             let (epoch, first, copy) = (session.epoch(), peer.first_window, open.clone());
             match begin(origin, id, copy, target, epoch, first, ticket) {
                 Ok(relayed) => {
-                    if let Some((pending, held)) = pending {
-                        self.await_decision(relayed, pending, held, open.mode);
+                    if let Some((pending, place)) = pending {
+                        let held = Held {
+                            relayed,
+                            session,
+                            mode: open.mode,
+                            connector: open.connector,
+                            client,
+                            _place: place,
+                        };
+                        self.await_decision(held, pending);
                     }
                     return Ok(());
                 }
@@ -225,7 +250,7 @@ impl Forward {
         open: &Open,
         client: Option<SocketAddr>,
     ) -> Result<Option<(Pending, Ticket)>, Reason> {
-        if open.mode == OpenMode::Resume {
+        if open.mode == OpenMode::Resume || !self.pdp.is_on() {
             return Ok(None);
         }
         let question = Question {
@@ -247,27 +272,47 @@ impl Forward {
     }
 
     /// What the origin sends behind its OPEN waits here until there is a decision.
-    fn await_decision(
-        &self,
-        relayed: Arc<Relayed>,
-        pending: Pending,
-        held: Ticket,
-        mode: OpenMode,
-    ) {
+    fn await_decision(self: &Arc<Self>, held: Held, pending: Pending) {
+        let forward = self.clone();
         let decided = async move {
             let decision = pending.decision().await;
-            drop(held);
-            match (decision, mode) {
-                (Ok(_), _) => relayed.release(),
-                (Err(_), OpenMode::New) => relayed.refuse(Reason::PdpDenied),
-                // It may run at the agent all the same, so no other may have it.
-                (Err(_), _) => relayed.refuse(Reason::Denied),
+            match forward.confirms(&held, decision) {
+                Ok(()) => held.relayed.release(),
+                Err(reason) if is_final(held.mode, reason) => held.relayed.refuse(reason),
+                Err(reason) => held.relayed.give_back(reason),
             }
         };
         let stop = self.tasks.token();
         let work = stop.run_until_cancelled_owned(decided);
         self.tasks
             .spawn_on(self.pdp.runtime(), "pdp_decision", work);
+    }
+
+    /// Other rules may hold by now than when the question was asked.
+    fn confirms(&self, held: &Held, decision: Result<Pass, Refused>) -> Result<(), Reason> {
+        decision.map_err(|_| match held.mode {
+            OpenMode::New => Reason::PdpDenied,
+            // It may run at the agent all the same, so no other may have it.
+            _ => Reason::Denied,
+        })?;
+        self.admits(held.mode, held.client)?;
+        match held.session.exports().contains(&held.connector) {
+            true => Ok(()),
+            false => Err(Reason::UnknownConnector),
+        }
+    }
+
+    /// Judges by mode and networks.
+    fn admits(&self, mode: OpenMode, client: Option<SocketAddr>) -> Result<(), Reason> {
+        // Running flows may go on when the mode is not active any more.
+        let active = self.mode.load(Ordering::Relaxed) == HaMode::Active as u8;
+        if !active && mode != OpenMode::Resume {
+            return Err(Reason::NotActive);
+        }
+        match client {
+            Some(client) if !self.policy.allows_anywhere(client.ip()) => Err(Reason::Denied),
+            _ => Ok(()),
+        }
     }
 
     /// The tunnels of the agent that `open` names, the least loaded first. One that is leaving is

@@ -5,6 +5,7 @@
 //! whole: what was allowed to one client never lets another in.
 
 mod cache;
+mod desk;
 mod point;
 mod wire;
 
@@ -19,14 +20,14 @@ use nowconnect_settings::Secret;
 use rustls::ClientConfig;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 
 use crate::config::{HubConfig, PdpConfig};
 use crate::metrics::Metrics;
 use crate::token_file::{self, TokenFileError};
 use crate::web_client;
 
-use point::{Known, Outcome, Point, Rules, Verdict};
+use desk::Outlook;
+use point::{Outcome, Point, Rules, Verdict};
 
 /// Whether an agent may serve a client: everything that a decision may depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -92,7 +93,7 @@ pub struct Pending {
     pdp: Arc<Pdp>,
     question: Question,
     fail_open: bool,
-    outcome: watch::Receiver<Option<Outcome>>,
+    outlook: Outlook,
 }
 
 /// Why the configured decision point cannot be asked.
@@ -165,10 +166,16 @@ impl Pdp {
         match &*self.point.load() {
             Some(point) if *point.rules() == rules => point.renew(trust, token.as_ref()),
             _ => {
-                let point = Point::new(rules, self.hub.clone(), trust, token.as_ref());
+                let latency = self.metrics.tunnels.pdp_latency.clone();
+                let point = Point::new(rules, self.hub.clone(), trust, token.as_ref(), latency);
                 self.point.store(Some(Arc::new(point)));
             }
         }
+    }
+
+    /// Whether there is somebody to ask.
+    pub fn is_on(&self) -> bool {
+        self.point.load().is_some()
     }
 
     /// On what grounds a flow may go on without anybody being asked.
@@ -188,18 +195,16 @@ impl Pdp {
         let Some(point) = &*point else {
             return Judged::Pass(Pass::Unasked);
         };
-        match point.look_up(question, &self.tasks, &self.runtime) {
-            Known::Allowed => {
-                self.count_allow(question);
-                Judged::Pass(Pass::Cached)
-            }
-            Known::Asked(outcome) => Judged::Asked(Pending {
-                pdp: self.clone(),
-                question: question.clone(),
-                fail_open: point.rules().config.fail_open,
-                outcome,
-            }),
-        }
+        let Some(outlook) = point.look_up(question, &self.tasks, &self.runtime) else {
+            self.count_allow(question);
+            return Judged::Pass(Pass::Cached);
+        };
+        Judged::Asked(Pending {
+            pdp: self.clone(),
+            question: question.clone(),
+            fail_open: point.rules().config.fail_open,
+            outlook,
+        })
     }
 
     /// What would be decided now, and what is asked and answered; `Null` with nobody to ask. Asks,
@@ -318,7 +323,7 @@ impl Pdp {
 impl Pending {
     /// Waits for the decision, and counts and reports it.
     pub async fn decision(mut self) -> Result<Pass, Refused> {
-        let outcome = match self.outcome.wait_for(Option::is_some).await {
+        let outcome = match self.outlook.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone(),
             Err(_) => None,
         };

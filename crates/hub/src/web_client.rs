@@ -26,6 +26,8 @@ pub(crate) enum WebError {
     Timeout(Duration),
     #[error("cannot connect: {0}")]
     Connect(String),
+    #[error("the connection ended before the answer: {0}")]
+    Lost(String),
     #[error("HTTP status {0}")]
     Status(u16),
     #[error("HTTP status {0}: redirects are not followed; configure the final address")]
@@ -75,7 +77,10 @@ impl WebClient {
         let response = client
             .request(request)
             .await
-            .map_err(|e| WebError::Connect(chain(&e)))?;
+            .map_err(|e| match e.is_connect() {
+                true => WebError::Connect(chain(&e)),
+                false => WebError::Lost(chain(&e)),
+            })?;
         let status = response.status();
         if status.is_redirection() {
             return Err(WebError::Redirect(status.as_u16()));

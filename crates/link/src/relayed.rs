@@ -7,6 +7,8 @@
 //! A flow that is [held](Relayed::hold) is only on the origin's link until somebody has decided about
 //! it. What the origin sends in the meantime waits in its relay, within the bounds that hold anyhow.
 
+mod held;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -95,8 +97,8 @@ impl Relayed {
         Ok(relayed)
     }
 
-    /// The same for a flow that is not decided about: [`Relayed::release`] or [`Relayed::refuse`]
-    /// follows.
+    /// The same for a flow that is not decided about: [`Relayed::release`],
+    /// [`Relayed::refuse`] or [`Relayed::give_back`] follows.
     ///
     /// # Errors
     /// As [`Relayed::start`].
@@ -139,43 +141,6 @@ impl Relayed {
         }
         relayed.enter(Face::Origin)?;
         Ok(relayed)
-    }
-
-    /// Passes a held flow on, unless it is over by now. When the target's link has ended meanwhile,
-    /// the origin finds another path.
-    pub fn release(self: &Arc<Self>) {
-        if self.is_over() {
-            return;
-        }
-        if self.enter(Face::Target).is_err() {
-            return self.path_lost(Face::Target, true);
-        }
-        self.let_go();
-        // It may have ended while it entered.
-        if self.is_over() {
-            self.leave();
-        }
-    }
-
-    /// Does not pass a held flow on: answers its OPEN with `reason`. One that has ended meanwhile goes
-    /// on, to tell the target's end if that may know it.
-    pub fn refuse(self: &Arc<Self>, reason: Reason) {
-        let mut refused = false;
-        self.change(|relay| refused = relay.refuse(reason));
-        if !refused {
-            self.release();
-        }
-    }
-
-    /// Whether nothing is passed on any more: the origin gave up, or its link is gone.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.state.lock().closed
-    }
-
-    fn let_go(self: &Arc<Self>) {
-        self.state.lock().held = false;
-        self.change(|_| ());
     }
 
     fn enter(self: &Arc<Self>, face: Face) -> Result<(), Reason> {

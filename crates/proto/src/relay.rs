@@ -277,18 +277,20 @@ impl Relay {
         }
     }
 
-    /// Does not take the flow, whose OPEN was not passed on yet: answers it instead. False, and
-    /// nothing changes, when the flow has ended meanwhile: all that may be left is to tell the
-    /// target's end, which may know it from an earlier path.
-    #[must_use]
-    pub fn refuse(&mut self, reason: Reason) -> bool {
-        if self.ended {
-            return false;
-        }
+    /// Does not take the flow, whose OPEN was not passed on yet and which has not
+    /// [ended](Relay::has_ended): answers it instead.
+    pub fn refuse(&mut self, reason: Reason) {
+        debug_assert!(!self.ended);
         self.silent = [true; 2];
         self.outboxes[index(Face::Target)] = Outbox::default();
         self.end(Face::Origin, Farewell::Refuse(reason));
-        true
+    }
+
+    /// Whether the flow has ended, or left: all that may be left is to tell an end. The target's end may
+    /// know it from an earlier path even if its OPEN was not passed on here.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// Resets the flow towards both ends: one of them broke a rule.

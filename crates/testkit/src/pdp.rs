@@ -68,6 +68,15 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// A header field of the request.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
     /// Which agent it is about, in either format.
     #[must_use]
     pub fn agent(&self) -> &str {
@@ -249,18 +258,16 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Asked> {
             break String::from_utf8(raw)?;
         }
     };
-    let length = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        let fits = name.eq_ignore_ascii_case("content-length");
-        fits.then(|| value.trim().parse::<usize>().ok())?
-    });
-    let mut body = vec![0; length.context("no length")?];
-    stream.read_exact(&mut body).await?;
-    Ok(Asked {
+    let mut asked = Asked {
         path: head.split(' ').nth(1).unwrap_or_default().to_owned(),
-        body: serde_json::from_slice(&body)?,
+        body: Value::Null,
         head,
-    })
+    };
+    let length = asked.header("content-length").context("no length")?;
+    let mut body = vec![0; length.parse()?];
+    stream.read_exact(&mut body).await?;
+    asked.body = serde_json::from_slice(&body)?;
+    Ok(asked)
 }
 
 const ALLOW: &str = r#"{"decision":true,"allow":true}"#;

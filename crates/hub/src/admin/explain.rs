@@ -226,15 +226,10 @@ fn agents(scope: &Scope, case: &Case, report: &mut Report) -> Vec<Candidate> {
         })
     });
     let shown: Vec<_> = shown.collect();
-    let whom = match &case.agent {
-        Some(agent) => format!("{agent} exports"),
-        None => "agents that export".to_owned(),
-    };
-    let detail = format!(
-        "{whom} {}: {} ways, {able} usable",
-        case.connector,
-        all.len()
-    );
+    let whose = case.agent.as_deref().unwrap_or("any agent");
+    let (connector, all_of) = (&case.connector, all.len());
+    let detail =
+        format!("ways to {whose} that exports {connector}: {able} of {all_of} can be used");
     let no = (able == 0).then(|| ListenerError::NoAgent.as_str());
     report.step("agents", no, detail, json!(shown));
     all.retain(|one| one.obstacle.is_none());
@@ -318,7 +313,11 @@ async fn decide<'a>(
             }
         }
     }
-    let detail = format!("{} agents are denied", asked.len());
+    let denied: Vec<_> = asked
+        .iter()
+        .filter_map(|told| told["agent_id"].as_str())
+        .collect();
+    let detail = format!("denied: {}", denied.join(", "));
     report.step(
         "pdp",
         Some(ListenerError::PdpDenied.as_str()),

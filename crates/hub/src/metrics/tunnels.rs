@@ -3,6 +3,7 @@
 use nowconnect_link::metrics::{Catalog, SecondsGauge, Vector};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 
 /// Offences of agents that end their tunnel or a flow, in `nowconnect_protocol_errors_total`.
 const TUNNEL_OFFENCES: [&str; 23] = [
@@ -61,6 +62,8 @@ pub struct TunnelMetrics {
     pub pdp_deny: Counter,
     /// No answer from the policy decision point.
     pub pdp_errors: Counter,
+    /// How long questions to the policy decision point took, by `result`.
+    pub pdp_latency: Vector<Histogram, 1>,
     /// Reloads, by `result` (applied, rejected).
     pub config_reloads: Vector<Counter, 1>,
     /// Seconds until a certificate ends, by `use`.
@@ -156,6 +159,14 @@ impl TunnelMetrics {
                 "nowconnect_pdp_errors_total",
                 "Questions that the policy decision point did not answer in time or in form",
             ),
+            pdp_latency: r
+                .histograms(
+                    "nowconnect_pdp_request_seconds",
+                    "Questions to the policy decision point, from the wish to ask to the answer, in seconds",
+                    ["result"],
+                    || Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0]),
+                )
+                .known(&["allow", "deny", "error"]),
             config_reloads: r
                 .counters(
                     "nowconnect_config_reloads_total",

@@ -1,6 +1,5 @@
 //! One configured decision point: what it was asked, what it allowed, and how many ask at a time.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,17 +8,18 @@ use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderValue, Method, Request, Uri};
 use http_body_util::Full;
+use nowconnect_link::metrics::Vector;
 use nowconnect_link::tasks::Tasks;
 use nowconnect_settings::{Secret, mask_url};
-use parking_lot::Mutex;
+use prometheus_client::metrics::histogram::Histogram;
 use rustls::ClientConfig;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::cache::Cache;
+use super::desk::{Desk, Known, MOST_ASKED, Outlook};
 use super::{Question, wire};
 use crate::config::{PdpConfig, PdpFormat};
 use crate::web_client::{WebClient, WebError};
@@ -28,11 +28,6 @@ use crate::web_client::{WebClient, WebError};
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// Bytes of the largest answer that is shown to an operator.
 const MAX_SHOWN_BYTES: usize = 4096;
-/// Questions that are asked at a time, about clients of this hub and about those of others. Each have
-/// places of their own, so that no other hub can keep the clients of this one waiting.
-const MOST_ASKED: usize = 32;
-/// Questions that are asked or wait for a place. Beyond, there is no answer.
-const MOST_OPEN: usize = 8192;
 /// Where AuthZEN puts the evaluation (Authorization API 1.0, section 10.1.1).
 const AUTHZEN_PATH: &str = "/access/v1/evaluation";
 /// Header of the request's name (section 10.1.3).
@@ -92,13 +87,6 @@ pub(super) struct Exchange {
     pub(super) took: Duration,
 }
 
-/// What is known about a question.
-pub(super) enum Known {
-    Allowed,
-    /// It is being asked.
-    Asked(watch::Receiver<Option<Outcome>>),
-}
-
 #[derive(Debug)]
 pub(super) struct Point {
     rules: Rules,
@@ -106,15 +94,10 @@ pub(super) struct Point {
     url: Uri,
     client: WebClient,
     bearer: ArcSwapOption<HeaderValue>,
-    /// For questions about clients of this hub, and of others.
-    places: [Semaphore; 2],
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    allowed: Cache,
-    asked: HashMap<Question, watch::Receiver<Option<Outcome>>>,
+    /// For clients of this hub, and for those of others.
+    desks: [Desk; 2],
+    /// How long answers took, by what they were.
+    latency: Vector<Histogram, 1>,
 }
 
 /// A question on its way; the answer goes to all who wait for it.
@@ -126,23 +109,33 @@ struct Flight {
 
 impl Flight {
     async fn run(self) {
-        let exchange = self.point.exchange(&self.question).await;
-        if let Verdict::Allow = exchange.verdict {
-            let mut state = self.point.state.lock();
-            let question = self.question.clone();
-            state.allowed.allow(question, exchange.ttl, Instant::now());
+        let Exchange {
+            verdict,
+            ttl,
+            request_id,
+            took,
+            ..
+        } = self.point.exchange(&self.question).await;
+        let latency = self.point.latency.with([verdict.as_str()]);
+        latency.observe(took.as_secs_f64());
+        if let Verdict::Allow = verdict {
+            self.desk().allow(self.question.clone(), ttl);
         }
         self.told.send_replace(Some(Outcome {
-            verdict: exchange.verdict,
-            request_id: exchange.request_id,
+            verdict,
+            request_id,
         }));
+    }
+
+    fn desk(&self) -> &Desk {
+        self.point.desk(&self.question)
     }
 }
 
 impl Drop for Flight {
-    /// However it ends: who asks from now on asks anew.
+    /// However it ends.
     fn drop(&mut self) {
-        self.point.state.lock().asked.remove(&self.question);
+        self.desk().leave(&self.question);
     }
 }
 
@@ -152,13 +145,14 @@ impl Point {
         hub: Arc<str>,
         trust: ClientConfig,
         token: Option<&Secret>,
+        latency: Vector<Histogram, 1>,
     ) -> Self {
         Self {
             url: address(&rules.config),
             client: WebClient::new(trust, rules.config.timeout, MOST_ASKED),
             bearer: ArcSwapOption::new(token.and_then(bearer)),
-            places: [Semaphore::new(MOST_ASKED), Semaphore::new(MOST_ASKED)],
-            state: Mutex::default(),
+            desks: Default::default(),
+            latency,
             rules,
             hub,
         }
@@ -174,34 +168,31 @@ impl Point {
         self.bearer.store(token.and_then(bearer));
     }
 
-    /// For how long the question is still allowed without being asked.
-    pub(super) fn remembered(&self, question: &Question) -> Option<Duration> {
-        self.state.lock().allowed.left(question, Instant::now())
+    fn desk(&self, question: &Question) -> &Desk {
+        &self.desks[usize::from(question.origin.is_some())]
     }
 
-    /// Whether the question is allowed; if that is not known, asks, or joins who asks already.
+    /// For how long the question is still allowed without being asked.
+    pub(super) fn remembered(&self, question: &Question) -> Option<Duration> {
+        self.desk(question).left(question)
+    }
+
+    /// `None` when the question is allowed; if that is not known, asks, or joins who asks already.
     pub(super) fn look_up(
         self: &Arc<Self>,
         question: &Question,
         tasks: &Tasks,
         runtime: &Handle,
-    ) -> Known {
-        let mut state = self.state.lock();
-        if state.allowed.left(question, Instant::now()).is_some() {
-            return Known::Allowed;
-        }
-        if let Some(asked) = state.asked.get(question) {
-            return Known::Asked(asked.clone());
-        }
-        let (told, outcome) = watch::channel(None);
-        if state.asked.len() >= MOST_OPEN {
-            told.send_replace(Some(Outcome::failed(
-                "too many questions wait for an answer",
-            )));
-            return Known::Asked(outcome);
-        }
-        state.asked.insert(question.clone(), outcome.clone());
-        drop(state);
+    ) -> Option<Outlook> {
+        let (told, outlook) = match self.desk(question).look_up(question) {
+            Known::Allowed => return None,
+            Known::Asked(outlook) => return Some(outlook),
+            Known::Full => {
+                let failed = Outcome::failed("too many questions wait for an answer");
+                return Some(watch::channel(Some(failed)).1);
+            }
+            Known::Unasked(told, outlook) => (told, outlook),
+        };
         let flight = Flight {
             point: self.clone(),
             question: question.clone(),
@@ -210,7 +201,7 @@ impl Point {
         let stop = tasks.token();
         let work = stop.run_until_cancelled_owned(flight.run());
         tasks.spawn_on(runtime, "pdp_question", work);
-        Known::Asked(outcome)
+        Some(outlook)
     }
 
     /// Asks, within the deadline, whatever is remembered.
@@ -242,12 +233,18 @@ impl Point {
         request_id: Uuid,
         shown: &mut Value,
     ) -> Result<wire::Answer, String> {
-        let places = &self.places[usize::from(question.origin.is_some())];
-        let _place = places.acquire().await.map_err(|error| error.to_string())?;
-        let response = self
-            .client
-            .send(self.request(question, request_id), MAX_ANSWER_BYTES);
-        let response = response.await.map_err(|error| error.to_string())?;
+        let place = self.desk(question).place().await;
+        let _place = place.map_err(|error| error.to_string())?;
+        let send = || {
+            let request = self.request(question, request_id);
+            self.client.send(request, MAX_ANSWER_BYTES)
+        };
+        let response = match send().await {
+            // A server may close a kept connection at the moment when it is used again.
+            Err(WebError::Lost(_)) => send().await,
+            response => response,
+        };
+        let response = response.map_err(|error| error.to_string())?;
         if response.body().len() <= MAX_SHOWN_BYTES {
             *shown = serde_json::from_slice(response.body()).unwrap_or_default();
         }

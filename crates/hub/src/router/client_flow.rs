@@ -1,5 +1,7 @@
 //! One client connection: which agents it was offered to, and what became of it.
 
+mod judged;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,10 +14,10 @@ use tokio::net::TcpStream;
 
 use super::orphans::Holder;
 use super::paths::{Load, Path, Place, Tried};
-use super::{Entry, Router, end_flow};
+use super::{Router, end_flow};
 use crate::config::HaMode;
 use crate::metrics::ListenerError;
-use crate::pdp::{Judged, Pass, Pending, Question, Refused};
+use crate::pdp::Pass;
 use crate::policy::Permit;
 
 /// What the hub knows about a flow. It holds the client's place in the limits until the flow ends.
@@ -142,88 +144,6 @@ impl ClientFlow {
         }
         self.turn_away(flow, ListenerError::NoAgent, Reason::NoAgent);
         false
-    }
-
-    /// Sees whether the flow may go to the agent of `path`; returns what is to be waited for. Over
-    /// another path to the same agent nobody is asked again.
-    fn judge(&self, path: &Path) -> Option<Pending> {
-        let agent_id = path.holder().agent_id;
-        let mut route = self.route.lock();
-        let is_cleared = |(cleared, _): &(Arc<str>, Pass)| *cleared == agent_id;
-        if route.cleared.as_ref().is_some_and(is_cleared) {
-            return None;
-        }
-        match self.router.pdp.judge(&self.question(&agent_id)) {
-            Judged::Pass(pass) => {
-                route.cleared = Some((agent_id, pass));
-                None
-            }
-            Judged::Asked(pending) => {
-                route.judged = true;
-                Some(pending)
-            }
-        }
-    }
-
-    fn question(&self, agent_id: &Arc<str>) -> Question {
-        let door = self.permit.door();
-        Question {
-            agent_id: agent_id.clone(),
-            connector: door.connector.clone(),
-            client: Some(self.permit.client().ip()),
-            listener: door.name.clone(),
-            origin: None,
-        }
-    }
-
-    /// The client waits, unread, and nobody else has heard of it.
-    fn await_decision(&self, path: Path, pending: Pending) {
-        // What is not listed any more is over.
-        let Some(Entry { flow, client }) = self.router.entry(self.cid) else {
-            return;
-        };
-        let tasks = &self.router.tasks;
-        let decided = async move {
-            let decision = pending.decision().await;
-            client.decided(&flow, path, decision);
-        };
-        let stop = tasks.token();
-        let work = stop.run_until_cancelled_owned(decided);
-        tasks.spawn_on(self.router.pdp.runtime(), "pdp_decision", work);
-    }
-
-    fn decided(&self, flow: &Arc<SocketFlow>, path: Path, decision: Result<Pass, Refused>) {
-        let agent_id = path.holder().agent_id;
-        {
-            let mut route = self.route.lock();
-            route.judged = false;
-            match decision {
-                Ok(pass) => route.cleared = Some((agent_id, pass)),
-                Err(_) => route.tried.push(Tried { agent_id, at: None }),
-            }
-        }
-        if flow.has_ended() {
-            return;
-        }
-        if flow.was_reset() {
-            return end_flow(flow, Reason::SocketReset);
-        }
-        let next = match decision {
-            // The mode may have changed in the meantime.
-            Ok(_) if path.place().is_none() || self.may_cross() => Some(path),
-            Ok(_) | Err(Refused::Denied) => self.choose(),
-            // Others would wait for the same silence.
-            Err(Refused::Failed) => None,
-        };
-        match next {
-            Some(path) => {
-                self.offer(flow, path);
-            }
-            None if decision.is_ok() => {
-                self.turn_away(flow, ListenerError::NoAgent, Reason::NoAgent);
-            }
-            None => self.turn_away(flow, ListenerError::PdpDenied, Reason::PdpDenied),
-        }
     }
 
     /// Whether the flow may go over another hub: where that is the mode, or it has done so before.

@@ -54,6 +54,14 @@ impl Path {
         }
     }
 
+    /// Whether the agent exports `connector`.
+    pub(super) fn leads_to(&self, connector: &str) -> bool {
+        match self {
+            Self::Local(session) => session.exports().iter().any(|e| e == connector),
+            Self::Remote(route, _) => route.connectors.iter().any(|e| e == connector),
+        }
+    }
+
     /// Sends `flow` this way.
     ///
     /// # Errors

@@ -15,6 +15,9 @@ use crate::rules::{Claim, Directory, Owner, Record, Told};
 use crate::traffic::{Leg, slot};
 use crate::world::{HUBS, ProcId, Role, What, World};
 
+/// The longest that policy takes to decide about a flow of another hub.
+const DECISION_MS: u64 = 400;
+
 /// What one process of a hub knows.
 pub(crate) struct Hub {
     pub(crate) proc: ProcId,
@@ -282,6 +285,7 @@ impl World {
             .ok_or(Reason::StaleEpoch)?;
         open.agent.clear();
         let onward = self.conns[tunnel].next_number();
+        let held = open.mode != OpenMode::Resume && self.random.percent(30);
         let relay = Relay::new(open, WINDOW, WINDOW, true);
         let leg = |conn, number| Leg {
             conn,
@@ -300,10 +304,37 @@ impl World {
         let origin = Carried::Relay(name, Face::Origin);
         let double = self.conns[conn].flows[ACCEPTOR].insert(number, origin);
         assert!(double.is_none(), "a number in use");
-        let target = Carried::Relay(name, Face::Target);
-        self.conns[tunnel].flows[ACCEPTOR].insert(onward, target);
+        if held {
+            let wait = self.random.within(1..DECISION_MS);
+            let proc = self.hubs[hub].proc;
+            self.later(wait, proc, What::Decided(name));
+        } else {
+            self.enter_target(name);
+        }
         self.stir_relay(name);
         Ok(())
+    }
+
+    fn enter_target(&mut self, name: usize) {
+        if let Some(passing) = self.relays.get(&name) {
+            let Leg { conn, number, .. } = passing.leg(Face::Target);
+            let target = Carried::Relay(name, Face::Target);
+            self.conns[conn].flows[ACCEPTOR].insert(number, target);
+        }
+    }
+
+    /// Policy lets a flow through, whose tunnel may be gone by now.
+    pub(crate) fn decided(&mut self, name: usize) {
+        let Some(passing) = self.relays.get(&name) else {
+            return;
+        };
+        let tunnel = passing.leg(Face::Target).conn;
+        if self.conns[tunnel].carries(ACCEPTOR) {
+            self.enter_target(name);
+            self.stir_relay(name);
+        } else {
+            self.relay_lost(name, Face::Target);
+        }
     }
 
     fn stir_relay(&mut self, name: usize) {

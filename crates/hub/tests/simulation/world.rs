@@ -71,6 +71,8 @@ pub(crate) enum What {
     /// A socket of the flow is ready.
     Socket(FlowName),
     Dialed(FlowName, u32, bool),
+    /// Policy has decided about a flow that passes through.
+    Decided(usize),
     /// A hub that is asked to stop does.
     Stop,
     Heal(Heal),
@@ -243,6 +245,7 @@ impl World {
             (Role::Agent(agent), What::Dialed(flow, dial, works)) => {
                 self.target_dialed(agent, flow, dial, works);
             }
+            (Role::Hub(_), What::Decided(relay)) => self.decided(relay),
             (Role::Hub(hub), What::DialMesh(peer)) => self.dial_mesh(hub, peer),
             (Role::Hub(_), What::Claimed(conn, answer)) => self.claimed(conn, answer),
             (Role::Hub(hub), What::Publish) => self.publish(hub),

@@ -254,8 +254,12 @@ impl World {
             return false;
         };
         let is_lost = path.links[at(Side::Target)].is_lost(Side::Origin);
-        let refused = !allows && path.refusable && relay.refuse(Reason::PdpDenied);
-        if !refused && is_lost {
+        if !allows && !relay.has_ended() {
+            match path.refusable {
+                true => relay.refuse(Reason::PdpDenied),
+                false => relay.shed(Reason::NotActive),
+            }
+        } else if is_lost {
             relay.lost(Face::Target, Reason::ConnectionLost);
         }
         path.held = false;
