@@ -52,7 +52,9 @@ pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsErro
 /// What is wrong with a block, without a word of its content: it may be a key.
 fn damage(error: &PemError) -> &'static str {
     match error {
-        PemError::MissingSectionEnd { .. } => "breaks off: its END line is missing",
+        PemError::MissingSectionEnd { .. } => {
+            "breaks off: its END line is missing, or its lines were joined"
+        }
         PemError::IllegalSectionStart { .. } => {
             "is damaged: its BEGIN line has more on it; the lines were joined"
         }
