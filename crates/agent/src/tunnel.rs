@@ -8,6 +8,7 @@ use bytes::Bytes;
 use nowconnect_link::counters::Engine;
 use nowconnect_link::dial::WsUrl;
 use nowconnect_link::meter::Bounds;
+use nowconnect_link::quiet::Quiet;
 use nowconnect_link::session::{self, Carrier, Link, LinkClosed, LinkConfig, LinkEvents, Peer};
 use nowconnect_link::stream::Stream;
 use nowconnect_link::tasks::Tasks;
@@ -237,6 +238,7 @@ impl Tunnels {
             controls: sender,
             flows: Arc::clone(&self.flows),
             metrics: Arc::clone(&self.metrics),
+            quiet: Quiet::default(),
         });
         let (link, driver) = session::start(carrier, &link_config, &self.engine, events);
         (link, controls, self.links.spawn("tunnel", driver))
@@ -255,6 +257,8 @@ struct Events {
     controls: mpsc::Sender<Control>,
     flows: Arc<Flows>,
     metrics: Arc<Metrics>,
+    /// A hub may offend with every frame that it sends: not each is worth a line.
+    quiet: Quiet,
 }
 
 impl LinkEvents for Events {
@@ -278,7 +282,10 @@ impl LinkEvents for Events {
 
     fn on_protocol_error(&self, link: &Arc<Link>, kind: &'static str) {
         self.metrics.protocol_errors.with(["tunnel", kind]).inc();
-        tracing::warn!(event = "protocol_error", hub = %link.peer().name, kind);
+        if let Some(suppressed) = self.quiet.pass() {
+            let hub = &link.peer().name;
+            tracing::warn!(event = "protocol_error", %hub, kind, suppressed);
+        }
     }
 }
 

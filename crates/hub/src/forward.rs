@@ -173,6 +173,8 @@ impl Forward {
     /// A peer offers or resumes a flow over its link.
     pub fn open(self: &Arc<Self>, link: &Arc<Link>, peer: &Peer, id: FlowId, open: Open) {
         if link.carries(id) {
+            let errors = &self.metrics.tunnels.protocol_errors;
+            errors.with(["mesh", "repeated_open"]).inc();
             return link.close(Reason::ProtocolError);
         }
         let (mode, cid) = (open.mode, open.cid);

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use nowconnect_link::tls::{LiveServerConfig, LiveTrust};
-use nowconnect_link::upgrade::Refusal;
+use nowconnect_link::upgrade::{Refusal, has_body};
 use tokio::net::TcpListener;
 
 use crate::listener::{BindError, listen};
@@ -121,6 +121,12 @@ impl Surface {
     fn read_only(&self, request: &Request<Incoming>) -> Answer {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return answer::method_not_allowed("GET, HEAD");
+        }
+        // Whoever takes such a body for the next request, or the other way round, is led astray.
+        if has_body(request.headers()) {
+            let errors = &self.metrics.tunnels.protocol_errors;
+            errors.with(["http", "unexpected_body"]).inc();
+            return answer::closing(StatusCode::BAD_REQUEST, "unexpected_body");
         }
         match request.uri().path() {
             "/healthz" => answer::json(StatusCode::OK, &serde_json::json!({ "status": "ok" })),

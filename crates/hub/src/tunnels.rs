@@ -204,16 +204,21 @@ impl Tunnels {
         peer: SocketAddr,
         shown: Option<Shown>,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
-        let offer = Offer::from_request(request)?;
         let terms = self.terms.load_full();
         let remote = sender(peer, request.headers(), &terms.trusted_proxies);
+        let offer = Offer::from_request(request)
+            .inspect_err(|refusal| self.note_no_upgrade(refusal, &remote))?;
         self.welcome(shown.as_deref(), &remote)?;
         let identity = self.identify(request.headers(), remote, &terms).await?;
         let place = self
             .places
             .take(identity.agent_id.as_str().into(), TUNNELS_PER_AGENT);
         let Some(place) = place else {
-            tracing::warn!(event = "too_many_tunnels", agent_id = %identity.agent_id, %remote);
+            self.gate.count_rejection("too_many_tunnels");
+            if let Some(suppressed) = self.pass("too_many_tunnels") {
+                let agent_id = &identity.agent_id;
+                tracing::warn!(event = "too_many_tunnels", %agent_id, %remote, suppressed);
+            }
             let busy = StatusCode::TOO_MANY_REQUESTS;
             return Err(
                 Refusal::new(busy, "too_many_tunnels", "this agent has enough of them")
@@ -292,6 +297,16 @@ impl Tunnels {
         let terms = self.terms.load();
         let mut proxies = terms.trusted_proxies.iter();
         proxies.any(|network| network.contains(&peer.to_canonical()))
+    }
+
+    /// A request for `/tunnel` that no agent of ours would send.
+    fn note_no_upgrade(&self, refusal: &Refusal, remote: &dyn std::fmt::Display) {
+        let (reason, detail) = (refusal.reason(), refusal.detail());
+        let errors = &self.metrics.tunnels.protocol_errors;
+        errors.with(["tunnel", reason]).inc();
+        if let Some(suppressed) = self.pass(reason) {
+            tracing::warn!(event = "tunnel_refused", %remote, reason, detail, suppressed, audit = true);
+        }
     }
 
     fn welcome(

@@ -6,6 +6,7 @@
 pub mod carrier;
 pub mod driver;
 mod pace;
+mod patience;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -76,7 +77,7 @@ pub struct LinkConfig {
 /// block.
 pub trait LinkEvents: Send + Sync {
     /// The peer opens or resumes a flow. Answer with [`Link::bind`] or [`Link::refuse`], now or
-    /// later.
+    /// later. A peer that has no right to (we are the opener) is to be sent away.
     fn on_open(&self, link: &Arc<Link>, id: FlowId, open: Open);
 
     /// A frame of the link itself: UPDATE, TOKEN, QUERY, their answers, GOAWAY.

@@ -15,7 +15,7 @@ mod client;
 mod server;
 
 pub use client::{ClientRequest, UpgradeError, connect};
-pub use server::{Offer, Pending, PendingError, Refusal};
+pub use server::{Offer, Pending, PendingError, Refusal, has_body};
 
 pub use crate::reply::ReplyError;
 

@@ -88,10 +88,15 @@ impl Wire {
         }
     }
 
-    /// Takes the next frame off a binary message; `None` when it is used up.
-    pub(crate) fn binary(&self, message: &mut Bytes) -> Result<Option<Frame>, WireError> {
+    /// Takes the next frame off a binary message; `None` when it is used up. Frames that were skipped
+    /// are added to `skipped`.
+    pub(crate) fn binary(
+        &self,
+        message: &mut Bytes,
+        skipped: &mut u64,
+    ) -> Result<Option<Frame>, WireError> {
         match self {
-            Self::V2 { max_payload } => Ok(frame::decode(message, *max_payload)?),
+            Self::V2 { max_payload } => Ok(frame::decode_next(message, *max_payload, skipped)?),
             Self::V1(_) => Err(WireError::Kind("binary")),
         }
     }

@@ -102,6 +102,8 @@ reasons! {
     OffsetGap = 67, "offset_gap";
     /// An acknowledgement of bytes that were never sent.
     BadAck = 68, "bad_ack";
+    /// More pings, credit and other frames that move nothing than any flow needs.
+    Flood = 69, "flood";
 
     /// The process is draining before it stops.
     Draining = 96, "draining";

@@ -207,6 +207,18 @@ impl FrameError {
 /// # Errors
 /// [`FrameError`]; the link must be closed.
 pub fn decode(message: &mut Bytes, max_payload: usize) -> Result<Option<Frame>, FrameError> {
+    decode_next(message, max_payload, &mut 0)
+}
+
+/// [`decode`], which adds the number of frames of unknown type to `skipped`.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_next(
+    message: &mut Bytes,
+    max_payload: usize,
+    skipped: &mut u64,
+) -> Result<Option<Frame>, FrameError> {
     while !message.is_empty() {
         if message.len() < HEADER_LEN {
             return Err(FrameError::Truncated);
@@ -226,6 +238,7 @@ pub fn decode(message: &mut Bytes, max_payload: usize) -> Result<Option<Frame>, 
         if let Some(frame) = decode_body(kind, flags, id, body)? {
             return Ok(Some(frame));
         }
+        *skipped += 1;
     }
     Ok(None)
 }

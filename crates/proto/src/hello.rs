@@ -18,6 +18,9 @@ use crate::json::{self, JsonError};
 pub const MAX_CONNECTORS: usize = 256;
 /// Longest bearer token, in bytes: it must fit into one HTTP header as well.
 pub const MAX_TOKEN: usize = 16 * 1024;
+/// Epochs from here on are not granted by any hub: not all who compare them (doubles, in Lua) could tell
+/// them apart, and nothing would be left above them.
+pub const MAX_EPOCH: u64 = (1 << 53) - (1 << 32);
 /// Smallest credit window and payload that a peer may ask for, in bytes: less would make a frame of
 /// every few bytes.
 pub const MIN_SIZE: u32 = 1024;
@@ -62,6 +65,16 @@ pub enum HelloError {
         value: u32,
         /// Smallest number allowed.
         min: u32,
+    },
+    /// A number outside its range.
+    #[error("`{key}` is {value} where less than {max} is needed")]
+    TooLarge {
+        /// The key with the number.
+        key: &'static str,
+        /// Number received.
+        value: u64,
+        /// Smallest number that is too large.
+        max: u64,
     },
     /// A text that is too long or holds control characters.
     #[error("`{key}` is longer than {max} bytes or holds other than printable characters")]
@@ -285,6 +298,7 @@ impl Body for Hello {
 impl Body for HelloAck {
     fn check(&self) -> Result<(), HelloError> {
         name("hub", &self.hub)?;
+        below("epoch", self.epoch, MAX_EPOCH)?;
         at_least("initial_window", self.initial_window, MIN_SIZE)?;
         at_least("max_payload", self.max_payload, MIN_SIZE)?;
         at_least("ping_interval_ms", self.ping_interval_ms, 1)?;
@@ -378,5 +392,13 @@ pub(crate) fn at_least(key: &'static str, value: u32, min: u32) -> Result<(), He
         Ok(())
     } else {
         Err(HelloError::TooSmall { key, value, min })
+    }
+}
+
+fn below(key: &'static str, value: u64, max: u64) -> Result<(), HelloError> {
+    if value < max {
+        Ok(())
+    } else {
+        Err(HelloError::TooLarge { key, value, max })
     }
 }

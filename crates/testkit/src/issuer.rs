@@ -103,6 +103,20 @@ impl Issuer {
         Ok(jsonwebtoken::encode(&header, claims, &key.signing)?)
     }
 
+    /// A token under the name of one of the keys, signed with a shared secret: what an attacker does
+    /// who takes a public key for one.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub fn sign_with_hmac(&self, claims: &Value, kid: &str, secret: &str) -> Result<String> {
+        let header = Header {
+            kid: Some(kid.to_owned()),
+            ..Header::new(Algorithm::HS256)
+        };
+        let key = EncodingKey::from_secret(secret.as_bytes());
+        Ok(jsonwebtoken::encode(&header, claims, &key)?)
+    }
+
     /// A token whose header and signature are the caller's business: what an attacker sends.
     pub fn forge(header: &Value, claims: &Value, signature: &[u8]) -> String {
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());

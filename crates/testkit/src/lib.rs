@@ -34,6 +34,7 @@ pub mod postgres;
 pub mod process;
 pub mod program;
 pub mod raw_tunnel;
+pub mod raw_ws;
 pub mod redis;
 pub mod slapd;
 pub mod target;

@@ -442,9 +442,10 @@ struct Events {
 }
 
 impl LinkEvents for Events {
-    fn on_open(&self, link: &Arc<Link>, id: FlowId, _: Open) {
-        // The driver lets none through to an opener.
-        link.refuse(id, Reason::ProtocolError);
+    fn on_open(&self, link: &Arc<Link>, _: FlowId, _: Open) {
+        // It has links of its own to open flows on.
+        self.on_protocol_error(link, "unexpected_frame");
+        link.close(Reason::ProtocolError);
     }
 
     fn on_control(&self, link: &Arc<Link>, frame: Frame) {

@@ -6,7 +6,15 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 /// Offences of agents that end their tunnel or a flow, in `nowconnect_protocol_errors_total`.
-const TUNNEL_OFFENCES: [&str; 23] = [
+const TUNNEL_OFFENCES: [&str; 30] = [
+    // Before the upgrade.
+    "bad_method",
+    "bad_http_version",
+    "browser_origin",
+    "not_an_upgrade",
+    "bad_websocket_version",
+    "bad_upgrade",
+    // After it.
     "bad_hello",
     "hello_timeout",
     "bad_body",
@@ -24,6 +32,7 @@ const TUNNEL_OFFENCES: [&str; 23] = [
     "after_fin",
     "offset_gap",
     "bad_ack",
+    "flood",
     // Version 1.
     "json",
     "unknown_type",
@@ -33,7 +42,13 @@ const TUNNEL_OFFENCES: [&str; 23] = [
     "fin",
 ];
 /// Offences of HTTP clients.
-const HTTP_OFFENCES: [&str; 3] = ["bad_request", "header_timeout", "tls_timeout"];
+const HTTP_OFFENCES: [&str; 5] = [
+    "bad_request",
+    "header_timeout",
+    "unexpected_body",
+    "tls_timeout",
+    "tls_handshake",
+];
 
 /// Agents, authentication, protocol errors, the policy decision point, configuration.
 #[derive(Debug)]

@@ -17,6 +17,7 @@
 //! of a cluster. Nothing is ever lost with the data: tables are written anew from what the hubs hold,
 //! epochs stay above the clock.
 
+mod bounded;
 pub(super) mod cluster;
 mod dial;
 mod fault;

@@ -4,14 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub(super) use nowconnect_proto::hello::MAX_EPOCH;
 use nowconnect_proto::hello::{Instance, MAX_CONNECTORS, is_name};
 use serde::{Deserialize, Serialize};
 
 use super::Owner;
 use super::routes::Entry;
 
-/// Epochs from here on cannot be told apart by all who compare them (doubles, in Lua).
-pub(super) const MAX_EPOCH: u64 = (1 << 53) - (1 << 32);
 /// Longest notification that is read or written, in bytes. A change that does not fit is told of
 /// without its content.
 pub(super) const MAX_MESSAGE: usize = 64 * 1024;

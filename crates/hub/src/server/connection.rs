@@ -186,7 +186,13 @@ impl<S: Respond> Doorman<S> {
                 self.serve(Stream::Tls(Box::new(stream.into())), peer, busy)
                     .await
             }
-            Ok(Err(error)) => self.surface.tls_failed(peer, &error),
+            Ok(Err(error)) => {
+                // A balancer that only looks whether the port is open ends it without a word.
+                if error.kind() != io::ErrorKind::UnexpectedEof {
+                    self.count_offence("tls_handshake");
+                }
+                self.surface.tls_failed(peer, &error);
+            }
             Err(late) => {
                 self.count_offence("tls_timeout");
                 self.surface.tls_failed(peer, &late.into());

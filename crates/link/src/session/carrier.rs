@@ -92,6 +92,9 @@ pub struct Carrier<S> {
     pub(super) meter: Option<Arc<dyn Meter>>,
     /// Offences that do not end the link, of the messages taken since they were last looked at.
     pub(super) offences: Vec<&'static str>,
+    /// What moved nothing, since it was last looked at: empty messages, pieces of messages, control
+    /// messages of the WebSocket, frames of unknown types.
+    pub(super) idle: u64,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
@@ -121,6 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
             received: 0,
             meter: None,
             offences: Vec::new(),
+            idle: 0,
         }
     }
 
@@ -205,6 +209,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
             Reason::AuthFailed
             | Reason::TokenExpired
             | Reason::IdentityConflict
+            | Reason::Flood
             | Reason::Denied => 1008,
             _ => 1000,
         };
@@ -291,25 +296,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
                 return Ok(Some(frame));
             }
             if !self.message.is_empty() {
-                if let Some(frame) = self.wire.binary(&mut self.message)? {
+                let next = self.wire.binary(&mut self.message, &mut self.idle)?;
+                if let Some(frame) = next {
                     return Ok(Some(frame));
                 }
                 continue;
             }
-            match self.decoder.decode(&mut self.input)? {
+            let decoded = self.decoder.decode(&mut self.input);
+            self.idle += self.decoder.take_pieces();
+            match decoded? {
                 None => return Ok(None),
                 Some(Message::Binary(message)) => {
                     if self.wire.is_v1() {
                         return Err(WireError::Kind("binary").into());
                     }
+                    self.idle += u64::from(message.is_empty());
                     self.message = message;
                 }
                 Some(Message::Text(text)) => {
                     let offence = self.wire.text(&text, &mut self.out, &mut self.frames)?;
                     self.offences.extend(offence);
                 }
-                Some(Message::Ping(payload)) => self.ws_ping = Some(payload),
+                Some(Message::Ping(payload)) => {
+                    self.idle += 1;
+                    self.ws_ping = Some(payload);
+                }
                 Some(Message::Pong(payload)) => {
+                    self.idle += 1;
                     self.ws_pong = payload.as_ref().try_into().ok().map(u64::from_be_bytes);
                 }
                 Some(Message::Close(close)) => {

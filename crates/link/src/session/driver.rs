@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::pace::Pace;
+use super::patience::{self, Patience};
 use super::turns::Turns;
 use super::{Carrier, CarrierError, Link, LinkConfig, LinkEvents, Role};
 use crate::carried::{Carried, Turn};
@@ -56,6 +57,7 @@ struct Driver<S> {
     carrier: Carrier<S>,
     keepalive: Keepalive,
     pace: Pace,
+    patience: Patience,
     beat_at: u64,
     /// The peer's latest ping; older ones need no answer.
     pong: Option<u64>,
@@ -105,6 +107,7 @@ where
             now,
         ),
         pace: Pace::new(now, config.bounds.bytes),
+        patience: Patience::new(now),
         beat_at: 0,
         pong: None,
         touched: Vec::new(),
@@ -134,6 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<LinkClosed> {
         for _ in 0..ROUNDS_A_TURN {
             let now = self.engine.now_micros();
+            self.patience.refill(now, self.link.active_flows());
             self.beat(now);
             let mut progressed = self.take_in(cx, now);
             self.take_queue(now);
@@ -300,9 +304,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     fn take_frames(&mut self, now: u64) {
         while !self.input_over {
             let next = self.carrier.next_frame();
+            let offences = self.carrier.offences.len() as u64;
             for kind in self.carrier.offences.drain(..) {
                 self.events.on_protocol_error(&self.link, kind);
             }
+            let idle = std::mem::take(&mut self.carrier.idle);
+            self.bear(idle + offences, now);
             match next {
                 Ok(Some(frame)) => self.on_frame(frame, now),
                 Ok(None) => break,
@@ -325,25 +332,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             | Frame::Detach { id, .. }
             | Frame::OpenAck { id, .. }
             | Frame::Refuse { id, .. } => self.on_flow_frame(id, frame, now),
-            Frame::Ping(value) => self.pong = Some(value),
-            Frame::Pong(value) => self.on_pong(value, self.engine.now_micros()),
-            Frame::Open { id, open } if self.link.role == Role::Answerer => {
-                self.link.note_used(id);
+            Frame::Ping(value) => {
+                self.bear(1, now);
+                self.pong = Some(value);
+            }
+            Frame::Pong(value) => {
+                self.bear(1, now);
+                self.on_pong(value, self.engine.now_micros());
+            }
+            Frame::Open { id, open } => {
+                if self.link.role == Role::Answerer {
+                    self.patience.expect(patience::OPENING);
+                    self.link.note_used(id);
+                }
                 self.events.on_open(&self.link, id, *open);
             }
             Frame::GoAway { reason, .. } => {
+                self.bear(patience::CONTROL, now);
                 self.peer_reason = Some(reason);
                 self.events.on_control(&self.link, frame);
             }
-            Frame::Update(_)
-            | Frame::UpdateAck(_)
-            | Frame::Token(_)
-            | Frame::TokenAck(_)
-            | Frame::Query { .. }
-            | Frame::Answer { .. } => {
+            Frame::Query { .. } | Frame::Answer { .. } => {
+                self.bear(1, now);
                 self.events.on_control(&self.link, frame);
             }
-            Frame::Open { .. } | Frame::Hello(_) | Frame::HelloAck(_) => {
+            Frame::Update(_) | Frame::UpdateAck(_) | Frame::Token(_) | Frame::TokenAck(_) => {
+                self.bear(patience::CONTROL, now);
+                self.events.on_control(&self.link, frame);
+            }
+            Frame::Hello(_) | Frame::HelloAck(_) => {
                 self.events
                     .on_protocol_error(&self.link, "unexpected_frame");
                 let detail = format!("unexpected {}", frame.name());
@@ -358,8 +375,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
     }
 
+    /// The peer said so many words that moved nothing.
+    fn bear(&mut self, words: u64, now: u64) {
+        if words > 0 && !self.patience.spend(words) && !self.input_over {
+            self.events.on_protocol_error(&self.link, "flood");
+            let (reason, detail) = (Reason::Flood, "more idle frames than any flow needs".into());
+            self.close(LinkClosed { reason, detail }, now);
+        }
+    }
+
     fn on_flow_frame(&mut self, id: FlowId, frame: Frame, now: u64) {
+        let payload = match &frame {
+            Frame::Data { payload, .. } => payload.len(),
+            _ => 0,
+        };
+        if payload == 0 {
+            self.bear(1, now);
+        }
         if let Some(flow) = self.link.flow(id) {
+            self.patience.earn(payload);
             let heard = flow.on_frame(&self.link, id, frame, now / 1000);
             if heard.first {
                 self.touched.push(flow);
@@ -368,6 +402,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 self.events.on_protocol_error(&self.link, reason.name());
             }
             return;
+        }
+        if payload > 0 {
+            self.bear(1, now);
         }
         match frame {
             Frame::Rst { reason, .. } => self.link.confirm_reset(id, reason),
@@ -501,16 +538,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     fn turn_in(&mut self, flow: &Carried, flush: bool, now: u64) {
-        let carrier = &mut self.carrier;
-        let mut put = |frame| carrier.put(frame, now / 1000);
+        let (carrier, patience) = (&mut self.carrier, &mut self.patience);
+        let mut put = |frame| {
+            note_sent(patience, &frame);
+            carrier.put(frame, now / 1000);
+        };
         if let Some(mark) = flow.turn_in(&self.link, flush, &mut put) {
             self.waiting.come_back(flow.clone(), mark);
         }
     }
 
     fn turn_out(&mut self, flow: Carried, turn: Turn, now: u64) {
-        let carrier = &mut self.carrier;
-        let mut put = |frame| carrier.put(frame, now / 1000);
+        let (carrier, patience) = (&mut self.carrier, &mut self.patience);
+        let mut put = |frame| {
+            note_sent(patience, &frame);
+            carrier.put(frame, now / 1000);
+        };
         if let Some(mark) = flow.turn_out(&self.link, turn, &mut self.scratch, &mut put) {
             self.waiting.go_on(flow, mark);
         }
@@ -518,6 +561,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     fn push(&mut self, frame: Frame) {
         self.carrier.put(frame, 0);
+    }
+}
+
+/// What we say on a flow, an honest peer has to answer.
+fn note_sent(patience: &mut Patience, frame: &Frame) {
+    match frame {
+        Frame::Open { .. } => patience.expect(patience::OPENING),
+        Frame::Data { payload, .. } => {
+            patience.expect(1);
+            patience.earn(payload.len());
+        }
+        Frame::OpenAck { .. } | Frame::Fin { .. } | Frame::Credit { .. } => patience.expect(1),
+        _ => {}
     }
 }
 

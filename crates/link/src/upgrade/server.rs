@@ -33,16 +33,13 @@ impl Offer {
         let headers = request.headers();
         let key = one(headers, header::SEC_WEBSOCKET_KEY).unwrap_or_default();
         let count = |name| headers.get_all(name).iter().count();
-        let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-        let has_body =
-            headers.contains_key(header::TRANSFER_ENCODING) || lengths.any(|length| length != "0");
         let problem = if BASE64_STANDARD.decode(key).map(|key| key.len()) != Ok(16) {
             "exactly one Sec-WebSocket-Key of 16 bytes in base64 is needed"
         } else if count(header::HOST) != 1 {
             "exactly one Host is needed"
         } else if count(header::AUTHORIZATION) > 1 {
             "there are several Authorization headers"
-        } else if has_body {
+        } else if has_body(headers) {
             "an upgrade request has no body"
         } else {
             let protocols = list(headers, header::SEC_WEBSOCKET_PROTOCOL);
@@ -218,6 +215,13 @@ impl Refusal {
         }
         response
     }
+}
+
+/// Whether a request with these headers announces a body.
+#[must_use]
+pub fn has_body(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    headers.contains_key(header::TRANSFER_ENCODING) || lengths.any(|length| length != "0")
 }
 
 /// Whether this asks for a WebSocket at all, and not from within a browser.

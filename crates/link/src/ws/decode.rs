@@ -26,6 +26,8 @@ pub struct Decoder {
     need: usize,
     /// The fragmented message that is being joined.
     open: Option<Open>,
+    /// Fragments before the last, since they were last asked for.
+    pieces: u64,
 }
 
 #[derive(Debug)]
@@ -84,6 +86,7 @@ impl Decoder {
             state: State::Header,
             need: MIN_HEADER,
             open: None,
+            pieces: 0,
         }
     }
 
@@ -114,6 +117,11 @@ impl Decoder {
     #[must_use]
     pub fn held(&self) -> usize {
         self.open.as_ref().map_or(0, |open| open.joined.len())
+    }
+
+    /// How many fragments came that ended no message, since this was last asked.
+    pub fn take_pieces(&mut self) -> u64 {
+        std::mem::take(&mut self.pieces)
     }
 
     fn advance(&mut self, buf: &mut BytesMut) -> Result<Option<Message>, WsError> {
@@ -285,6 +293,7 @@ impl Decoder {
         };
         open.check_text(frame.fin)?;
         if !frame.fin {
+            self.pieces += 1;
             self.open = Some(open);
             return Ok(None);
         }

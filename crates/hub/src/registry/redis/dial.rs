@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::bounded::Bounded;
 use super::fault::Fault;
 use crate::config::redis_url::{Kind, Node, Target};
 
@@ -177,6 +178,7 @@ impl Dialer {
             forward(info, &on_push);
             Ok::<(), ()>(())
         });
+        let stream = Bounded::new(stream);
         let connected =
             MultiplexedConnection::new_with_config(&self.login(login), stream, config).await;
         let (inner, driver) = connected.map_err(|source| Fault::Server {
