@@ -53,7 +53,7 @@ cases! { "A hub, as its agent sees it";
 
 /// A hub of our own making, and the agent that dials it besides an honest one.
 struct Trap {
-    lab: Lab,
+    _lab: Lab,
     rogue: TcpListener,
     hub: Hub,
     agent: Agent,
@@ -78,7 +78,7 @@ impl Trap {
         let agent = agent.set("tunnel.urls", json!(urls)).start().await?;
         hub.wait_agents(1).await?;
         Ok(Self {
-            lab,
+            _lab: lab,
             rogue,
             hub,
             agent,

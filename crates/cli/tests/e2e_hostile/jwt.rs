@@ -19,7 +19,7 @@ cases! { "Tokens at /tunnel";
     a_token_in_the_query_string: "401 `missing_token`", "`nowconnect_auth_failures_total{reason=\"missing_token\"}` +1, `jwt_rejected`" => in_query();
     alg_none: "401 `alg_not_allowed`", "`nowconnect_auth_failures_total{reason=\"alg_not_allowed\"}` +1, `jwt_rejected`" => rejected(|_| forged(json!({ "alg": "none", "kid": "key-1" })), "alg_not_allowed");
     alg_none_in_odd_letters: "401 `alg_not_allowed`", "`nowconnect_auth_failures_total{reason=\"alg_not_allowed\"}` +1, `jwt_rejected`" => rejected(|_| forged(json!({ "alg": "nOnE", "kid": "key-1" })), "alg_not_allowed");
-    hs256_signed_with_the_public_key: "401 `alg_not_allowed`", "`nowconnect_auth_failures_total{reason=\"alg_not_allowed\"}` +1, `jwt_rejected`" => rejected(|lab| hmac_with_public_key(lab), "alg_not_allowed");
+    hs256_signed_with_the_public_key: "401 `alg_not_allowed`", "`nowconnect_auth_failures_total{reason=\"alg_not_allowed\"}` +1, `jwt_rejected`" => rejected(hmac_with_public_key, "alg_not_allowed");
     an_algorithm_that_is_not_on_the_list: "401 `alg_not_allowed`", "`nowconnect_auth_failures_total{reason=\"alg_not_allowed\"}` +1, `jwt_rejected`" => rejected(|_| forged(json!({ "alg": "ES256K", "kid": "key-1" })), "alg_not_allowed");
     an_rsa_algorithm_for_a_key_on_a_curve: "401 `alg_mismatch`", "`nowconnect_auth_failures_total{reason=\"alg_mismatch\"}` +1, `jwt_rejected`" => rejected(|_| forged(json!({ "alg": "RS256", "kid": "key-1" })), "alg_mismatch");
     a_kid_that_climbs_directories: "401 `unknown_key`", "`nowconnect_auth_failures_total{reason=\"unknown_key\"}` +1, `jwt_rejected`" => rejected(|_| forged(json!({ "alg": "ES256", "kid": "../../../../dev/null" })), "unknown_key");
