@@ -232,7 +232,8 @@ async fn crowd() -> Result<()> {
     let mut silent = Vec::new();
     for _ in 0..2000 {
         let socket = connect_from([127, 0, 0, 9], scene.tunnel());
-        silent.push(within("a silent socket", socket).await??);
+        // Whoever is one too many may be reset before it knows that it is connected.
+        silent.push(within("a silent socket", socket).await?);
     }
     // The silent ones must not be able to wait for ever, nor to lock others out while they do.
     let start = Instant::now();

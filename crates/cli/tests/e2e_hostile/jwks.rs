@@ -228,8 +228,14 @@ async fn unknown_keys() -> Result<()> {
     ensure!(asked <= 1, "{asked} requests");
     let scrape = hub.metrics().await?;
     let judged = scrape.sum(AUTH, &[("reason", "unknown_key")]);
-    let shed = scrape.sum("nowconnect_handshakes_shed_total", &[("reason", "failures")]);
-    ensure!(judged + shed == 1000.0 && judged >= 10.0, "{judged} judged, {shed} shed");
+    let shed = scrape.sum(
+        "nowconnect_handshakes_shed_total",
+        &[("reason", "failures")],
+    );
+    ensure!(
+        judged + shed == 1000.0 && judged >= 10.0,
+        "{judged} judged, {shed} shed"
+    );
     let lines = hub.log().events("jwt_rejected", Default::default()).len();
     ensure!(lines < 40, "{lines} lines");
     echo(&mut hub.connect("echo").await?, Pattern(2), 0, 1000).await?;
