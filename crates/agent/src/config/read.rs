@@ -264,7 +264,9 @@ fn limits(t: &mut Table<'_>) -> LimitsConfig {
         idle_timeout: (idle_ms > 0).then(|| Duration::from_millis(idle_ms)),
         connect_timeout: t.millis("connect_timeout_ms", 1..=600_000, 3000),
         max_dials_per_sec: NonZeroU32::new(
-            t.field("max_dials_per_sec").range(0..=MANY as u32).or(2000),
+            t.field("max_dials_per_sec")
+                .range(0..=MANY as u32)
+                .or(10_000),
         ),
         queue_depth_per_cid: t.field("queue_depth_per_cid").range(1..=MANY).or(100),
         max_inflight_cids: t.field("max_inflight_cids").range(1..=MANY).or(2000),
