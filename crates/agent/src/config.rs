@@ -96,6 +96,8 @@ pub struct TunnelConfig {
     pub token_file: PathBuf,
     /// What is shown to hubs, or ingresses, that ask for a certificate.
     pub identity: Option<Identity>,
+    /// File with the private key that proves that the token is ours (DPoP); `None` = bearer tokens.
+    pub dpop_key_file: Option<PathBuf>,
     /// Version of the tunnel protocol that is offered.
     pub protocol: Protocol,
     /// Time between pings on a quiet link.

@@ -8,6 +8,7 @@ use nowconnect_link::upgrade::UpgradeError;
 use nowconnect_proto::Reason;
 use nowconnect_proto::hello::HelloError;
 
+use crate::proof::ProofError;
 use crate::token::TokenError;
 use crate::uplink::UplinkError;
 
@@ -26,8 +27,11 @@ pub enum Failure {
     /// No connection.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// The hub, or something in front of it, does not let us in.
+    /// No proof to show with the token.
     #[error(transparent)]
+    Proof(#[from] ProofError),
+    /// The hub, or something in front of it, does not let us in.
+    #[error("{error}{hint}", error = .0, hint = demand(.0))]
     Upgrade(#[from] UpgradeError),
     /// No answer.
     #[error(
@@ -78,6 +82,7 @@ impl Failure {
     pub fn class(&self) -> &'static str {
         match self {
             Self::Token(_) => "token_file",
+            Self::Proof(_) => "dpop_key_file",
             Self::Uplink(_) => "configuration",
             Self::Stopping => "stopping",
             Self::Dial(error) => error.kind().as_str(),
@@ -109,6 +114,17 @@ impl Failure {
 /// How long to stay away from a hub that ended a tunnel for `reason`.
 pub(crate) fn rest_after(reason: Reason) -> Option<Duration> {
     matches!(reason, Reason::Superseded | Reason::IdentityConflict).then_some(REST)
+}
+
+fn demand(error: &UpgradeError) -> &'static str {
+    match error {
+        UpgradeError::Refused { reason, .. } if reason.as_deref() == Some("dpop_required") => {
+            "; it takes a token only with a proof of possession (DPoP): make a key with `nowconnect \
+             token dpop-key --out FILE`, set tunnel.auth.dpop_key_file (NC_DPOP_KEY_FILE), and have \
+             the key's thumbprint put into the token as cnf.jkt"
+        }
+        _ => "",
+    }
 }
 
 fn refusal(reason: Reason) -> String {

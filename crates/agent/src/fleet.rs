@@ -1,5 +1,6 @@
 //! Which hubs a tunnel is kept to, as the configuration wants it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{AgentConfig, TunnelConfig, TunnelMode};
 use crate::keeper::{Keeper, Scope, Surroundings};
 
-/// How often the token file is looked at.
+/// How often the files of token and proof key are looked at.
 const TOKEN_PERIOD: Duration = Duration::from_secs(1);
 
 /// The task that starts keepers and sends them off, and tells all of them of a new token.
@@ -18,17 +19,17 @@ const TOKEN_PERIOD: Duration = Duration::from_secs(1);
 pub(crate) struct Fleet {
     around: Surroundings,
     keepers: Vec<(Scope, CancellationToken)>,
-    token_file: Watcher,
+    files: Watcher,
     token: watch::Sender<()>,
 }
 
 impl Fleet {
     pub(crate) fn new(around: Surroundings) -> Self {
-        let token_file = around.config.borrow().tunnel.token_file.clone();
+        let files = files(&around.config.borrow().tunnel);
         Self {
             around,
             keepers: Vec::new(),
-            token_file: Watcher::new([token_file], TOKEN_PERIOD),
+            files: Watcher::new(files, TOKEN_PERIOD),
             token: watch::Sender::new(()),
         }
     }
@@ -42,7 +43,7 @@ impl Fleet {
                 biased;
                 () = stop.cancelled() => return,
                 Ok(()) = self.around.config.changed() => self.arrange(),
-                _ = self.token_file.changed() => {
+                _ = self.files.changed() => {
                     tracing::info!(event = "token_file_changed");
                     self.token.send_replace(());
                 }
@@ -53,7 +54,7 @@ impl Fleet {
     /// Looks after exactly the hubs that the configuration names.
     fn arrange(&mut self) {
         let config: Arc<AgentConfig> = Arc::clone(&self.around.config.borrow_and_update());
-        self.token_file.watch([config.tunnel.token_file.clone()]);
+        self.files.watch(files(&config.tunnel));
         let wanted = scopes(&config.tunnel);
         self.keepers.retain(|(scope, retire)| {
             let stays = wanted.contains(scope);
@@ -72,6 +73,11 @@ impl Fleet {
             }
         }
     }
+}
+
+fn files(tunnel: &TunnelConfig) -> Vec<PathBuf> {
+    let key = tunnel.dpop_key_file.iter();
+    key.chain([&tunnel.token_file]).cloned().collect()
 }
 
 fn scopes(tunnel: &TunnelConfig) -> Vec<Scope> {

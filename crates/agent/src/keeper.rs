@@ -17,12 +17,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AgentConfig;
+use crate::credential::Credential;
 use crate::failure::rest_after;
 use crate::health::Readiness;
 use crate::leaving::{leave, log_down, move_away};
 use crate::renewal::renewal;
 use crate::round::{self, Won};
-use crate::token;
 use crate::tunnel::{Control, Tunnel, Tunnels};
 
 /// Bound of the first delay after a tunnel that had lived.
@@ -259,13 +259,16 @@ impl Keeper {
 
     async fn present_token(&self, tunnel: &mut Tunnel) {
         let config = Arc::clone(&self.around.config.borrow());
-        match token::read(&config.tunnel.token_file).await {
-            Ok(token) if token == tunnel.token => {}
-            Ok(token) => {
-                if let Ok(body) = token.encode() {
-                    tunnel.link.send(Frame::Token(body.into()));
-                }
-                tunnel.token = token;
+        match Credential::read(&config.tunnel).await {
+            // A tunnel keeps its key.
+            Ok(credential) if !credential.is_same_key(&tunnel.credential) => {
+                tunnel.rekeyed.notify_one();
+            }
+            Ok(credential) if credential.token == tunnel.credential.token => {}
+            Ok(credential) => {
+                tunnel.credential = credential;
+                tunnel.may_prove_again = true;
+                renew(tunnel, None);
             }
             Err(error) => tracing::warn!(event = "token_unreadable", %error),
         }
@@ -284,10 +287,26 @@ impl Keeper {
     }
 }
 
+/// Shows the tunnel's token to its hub.
+fn renew(tunnel: &Tunnel, nonce: Option<&str>) {
+    let token = tunnel.credential.for_renewal(tunnel.url.uri(), nonce);
+    match token.map(|token| token.encode()) {
+        Ok(Ok(body)) => tunnel.link.send(Frame::Token(body.into())),
+        Ok(Err(error)) => tracing::warn!(event = "token_unreadable", %error),
+        Err(error) => tracing::warn!(event = "token_unreadable", %error),
+    }
+}
+
 /// What a hub said about its tunnel; the tunnel may be over with that.
-fn heed(tunnel: &Tunnel, control: Control) -> Option<End> {
+fn heed(tunnel: &mut Tunnel, control: Control) -> Option<End> {
     let hub = &tunnel.ack.hub;
     match control {
+        Control::Token(TokenAck::Refused {
+            nonce: Some(nonce), ..
+        }) if tunnel.may_prove_again => {
+            tunnel.may_prove_again = false;
+            renew(tunnel, Some(&nonce));
+        }
         // These are followed by the end of the link, and to be faster than that would only repeat
         // the cause.
         Control::GoAway(Reason::Superseded | Reason::IdentityConflict | Reason::AuthFailed, _) => {}
@@ -298,7 +317,7 @@ fn heed(tunnel: &Tunnel, control: Control) -> Option<End> {
         Control::Token(TokenAck::Renewed { expires_at }) => {
             tracing::info!(event = "token_renewed", hub, expires_at);
         }
-        Control::Token(TokenAck::Refused { error }) => {
+        Control::Token(TokenAck::Refused { error, .. }) => {
             tracing::warn!(event = "token_refused", hub, error);
         }
         Control::Update(UpdateAck { accepted, rejected }) => {

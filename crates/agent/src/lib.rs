@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod config;
+mod credential;
 pub mod failure;
 mod fleet;
 pub mod flows;
@@ -9,6 +10,7 @@ pub mod health;
 mod keeper;
 mod leaving;
 pub mod metrics;
+pub mod proof;
 mod proxy_header;
 mod renewal;
 mod round;

@@ -8,8 +8,8 @@ use crate::keeper::{BACKOFF_BASE, BACKOFF_MAX, Scope, Surroundings};
 use crate::round;
 use crate::tunnel::Tunnel;
 
-/// Makes the tunnel that takes the place of `tunnel`, once that is outdated or its hub is configured
-/// no longer. One keeper after another does so: there is always a tunnel that takes flows.
+/// Makes the tunnel that takes the place of `tunnel`, once that is outdated, its proof key is another
+/// one, or its hub is configured no longer. One keeper after another does so: there is always a tunnel that takes flows.
 pub(crate) fn renewal(
     around: &Surroundings,
     scope: &Scope,
@@ -17,11 +17,12 @@ pub(crate) fn renewal(
 ) -> impl Future<Output = Tunnel> + Send + use<> {
     let (outdated, url) = (tunnel.stand.outdated(), tunnel.url.uri().clone());
     let (scope, tunnels) = (scope.clone(), Arc::clone(&around.tunnels));
-    let mut config = around.config.clone();
+    let (mut config, rekeyed) = (around.config.clone(), Arc::clone(&tunnel.rekeyed));
     async move {
         let removed = config.wait_for(|config| !scope.urls(config).contains(&url));
         tokio::select! {
             () = outdated => {}
+            () = rekeyed.notified() => {}
             Ok(_) = removed => {}
         }
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);

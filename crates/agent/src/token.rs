@@ -47,6 +47,7 @@ pub async fn read(path: &Path) -> Result<Token, TokenError> {
         .map_err(read_error)?;
     let token = Token {
         token: text.trim().to_owned(),
+        proof: None,
     };
     match token.check() {
         Ok(()) => Ok(token),

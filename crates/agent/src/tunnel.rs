@@ -12,23 +12,23 @@ use nowconnect_link::quiet::Quiet;
 use nowconnect_link::session::{self, Carrier, Link, LinkClosed, LinkConfig, LinkEvents, Peer};
 use nowconnect_link::stream::Stream;
 use nowconnect_link::tasks::Tasks;
-use nowconnect_link::upgrade::{self, Bearer, ClientRequest};
+use nowconnect_link::upgrade::{self, ClientRequest, UpgradeError};
 use nowconnect_link::wire::Wire;
 use nowconnect_link::ws;
 use nowconnect_proto::frame::Open;
-use nowconnect_proto::hello::{Body, Hello, HelloAck, Instance, Token, TokenAck, UpdateAck};
+use nowconnect_proto::hello::{Body, Hello, HelloAck, Instance, TokenAck, UpdateAck};
 use nowconnect_proto::json_v1::bridge::{self, Bridge, BridgeConfig};
 use nowconnect_proto::{FlowId, Frame, Reason};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::config::{AgentConfig, Protocol};
+use crate::credential::Credential;
 use crate::failure::Failure;
 use crate::flows::Flows;
 use crate::metrics::Metrics;
 use crate::standing::{Claim, Stand, Standing};
-use crate::token::{self, TokenError};
 use crate::uplink::Uplink;
 
 /// From the end of dialing to the hub's acknowledgement.
@@ -67,8 +67,12 @@ pub(crate) struct Tunnel {
     pub(crate) link: Arc<Link>,
     pub(crate) stand: Stand,
     pub(crate) ack: HelloAck,
-    /// What was presented last.
-    pub(crate) token: Token,
+    /// What was shown last.
+    pub(crate) credential: Credential,
+    /// It was shown in band, and may be shown once more, with a nonce.
+    pub(crate) may_prove_again: bool,
+    /// The agent has another proof key: a tunnel with it is to take the place of this one.
+    pub(crate) rekeyed: Arc<Notify>,
     /// What was exported last.
     pub(crate) connectors: Vec<String>,
     pub(crate) controls: mpsc::Receiver<Control>,
@@ -100,21 +104,25 @@ impl Tunnels {
         url: &WsUrl,
         config: &Arc<AgentConfig>,
     ) -> Result<Tunnel, Failure> {
-        let path = &config.tunnel.token_file;
-        let token = token::read(path).await?;
-        let bearer =
-            Bearer::new(&token.token).map_err(|_| TokenError::Content { path: path.clone() })?;
+        let credential = Credential::read(&config.tunnel).await?;
         let (uplink, for_uplink) = (Arc::clone(&self.uplink), Arc::clone(config));
         let dialer = tokio::task::spawn_blocking(move || uplink.dialer(&for_uplink))
             .await
             .map_err(|_| Failure::Stopping)??;
-        let stream = dialer.dial(url).await?;
-        let (mut carrier, connectors) = (
-            timeout(HANDSHAKE, self.upgrade(stream, url, &bearer, config))
-                .await
-                .map_err(|_| Failure::Timeout(HANDSHAKE))??,
-            self.flows.targets().names(),
-        );
+        let mut nonce = None;
+        let mut carrier = loop {
+            let stream = dialer.dial(url).await?;
+            let upgrade = self.upgrade(stream, url, &credential, nonce.as_deref(), config);
+            let upgraded = timeout(HANDSHAKE, upgrade).await;
+            match upgraded.map_err(|_| Failure::Timeout(HANDSHAKE))? {
+                // Asked for once, it is a step of the handshake; twice, something is wrong.
+                Err(Failure::Upgrade(UpgradeError::Refused {
+                    nonce: Some(given), ..
+                })) if nonce.is_none() && credential.has_key() => nonce = Some(given),
+                upgraded => break upgraded?,
+            }
+        };
+        let connectors = self.flows.targets().names();
         let claim = if carrier.is_v1() {
             None
         } else {
@@ -139,7 +147,9 @@ impl Tunnels {
             link,
             stand,
             ack,
-            token,
+            credential,
+            may_prove_again: false,
+            rekeyed: Arc::default(),
             connectors,
             controls,
             driver,
@@ -150,19 +160,21 @@ impl Tunnels {
         &self,
         stream: Stream,
         url: &WsUrl,
-        bearer: &Bearer,
+        credential: &Credential,
+        nonce: Option<&str>,
         config: &AgentConfig,
     ) -> Result<Carrier<Stream>, Failure> {
         let protocols: &[_] = match config.tunnel.protocol {
             Protocol::V1 => &[],
             Protocol::V2 => &[V2],
         };
+        let (bearer, headers) = credential.for_upgrade(&config.tunnel, url.uri(), nonce)?;
         let request = ClientRequest {
             uri: url.uri(),
             protocols,
-            bearer: Some(bearer),
+            bearer: Some(&bearer),
             user_agent: USER_AGENT,
-            headers: http::HeaderMap::new(),
+            headers,
         };
         let upgraded = upgrade::connect(stream, &request).await?;
         let max_payload = config.tunnel.max_ws_payload;

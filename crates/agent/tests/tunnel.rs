@@ -173,6 +173,7 @@ async fn a_replaced_token_is_presented_in_band() {
     );
     let ack = TokenAck::Refused {
         error: "expired".into(),
+        nonce: None,
     }
     .encode()
     .expect("fits");

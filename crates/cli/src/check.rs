@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use nowconnect_agent::config::AgentConfig;
 use nowconnect_hub::config::HubConfig;
-use nowconnect_hub::hub::refuse_unavailable;
 use nowconnect_settings::{
     Document, Effective, Env, KeySpec, Loaded, Problem, Problems, Severity, Source,
 };
@@ -89,13 +88,8 @@ struct Checked {
 }
 
 impl Checked {
-    fn hub(loaded: &Loaded<HubConfig>) -> Result<Self, Problems> {
+    fn hub(loaded: &Loaded<HubConfig>) -> Self {
         let config = &loaded.config;
-        if let Err(error) = refuse_unavailable(config) {
-            let file = loaded.file.clone();
-            let problem = Problem::new(error.to_string());
-            return Err(Problem { file, ..problem }.into());
-        }
         let what = format!(
             "{} listeners, {} peers, HA {}",
             config.listeners.len(),

@@ -85,8 +85,7 @@ impl HubService {
                 HubError::Tls(_)
                 | HubError::Mesh(_)
                 | HubError::Token(_)
-                | HubError::Pdp(_)
-                | HubError::Unavailable(_) => Failure::usage(error),
+                | HubError::Pdp(_) => Failure::usage(error),
             })?;
         hub.show_config(loaded.effective, Vec::new());
         hub.show_events(log.recent());

@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::{Subcommand, ValueEnum};
+use nowconnect_agent::proof::{ProofKey, is_thumbprint};
 use nowconnect_hub::auth::mint::{AgentToken, KeyKind, MintError, SigningKey, jwks};
+use serde_json::json;
 
 use crate::duration;
 use crate::failure::Failure;
@@ -27,6 +29,7 @@ enum Command {
     Keygen(Keygen),
     Jwks(Jwks),
     Mint(Mint),
+    DpopKey(DpopKey),
 }
 
 const KEYGEN_EXAMPLES: &str = "\
@@ -82,7 +85,8 @@ struct Jwks {
 const MINT_EXAMPLES: &str = "\
 Examples:
   nowconnect token mint --key dev-key.pem --agent-id premise-01 --out agent.jwt
-  nowconnect token mint --key dev-key.pem --agent-id premise-01 --connectors ldap,pg --ttl 30d";
+  nowconnect token mint --key dev-key.pem --agent-id premise-01 --connectors ldap,pg --ttl 30d
+  nowconnect token mint --key dev-key.pem --agent-id premise-01 --dpop-key agent-dpop.pem";
 
 /// Sign an agent token; makes the key too if there is none yet
 #[derive(Debug, clap::Args)]
@@ -108,6 +112,12 @@ struct Mint {
     /// The hub's security.issuer, if it demands one
     #[arg(long, value_name = "TEXT")]
     issuer: Option<String>,
+    /// Thumbprint of the key that the agent must prove to hold (claim cnf.jkt)
+    #[arg(long, value_name = "JKT", value_parser = thumbprint)]
+    dpop_jkt: Option<String>,
+    /// The same by the agent's key file
+    #[arg(long, value_name = "FILE", conflicts_with = "dpop_jkt")]
+    dpop_key: Option<PathBuf>,
     /// How long it is valid: 90s, 15m, 24h, 30d
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
     ttl: Duration,
@@ -116,25 +126,90 @@ struct Mint {
     out: Option<PathBuf>,
 }
 
+const DPOP_KEY_EXAMPLES: &str = "\
+Examples:
+  nowconnect token dpop-key --out /etc/nowconnect/agent-dpop.pem
+  nowconnect token dpop-key --show /etc/nowconnect/agent-dpop.pem
+
+The private key stays with the agent (tunnel.auth.dpop_key_file, NC_DPOP_KEY_FILE). Give the identity
+provider the line `claim` for the agent's tokens, or `jwk` where it asks for the public key.";
+
+/// Make the key with which an agent proves that its token is its own (DPoP), or show what tells of one
+#[derive(Debug, clap::Args)]
+#[command(after_help = DPOP_KEY_EXAMPLES)]
+#[group(id = "file", required = true, multiple = false, args = ["out", "show"])]
+struct DpopKey {
+    /// File to write: PKCS#8 PEM, mode 0600
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Existing key file to read
+    #[arg(long, value_name = "FILE")]
+    show: Option<PathBuf>,
+    /// Signature algorithm of a new key
+    #[arg(long, value_enum, default_value = "ES256", ignore_case = true)]
+    alg: Alg,
+    /// Replace the file if it exists
+    #[arg(long)]
+    force: bool,
+}
+
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Keygen(args) => keygen(&args),
         Command::Jwks(args) => print_jwks(&args),
         Command::Mint(args) => mint(args),
+        Command::DpopKey(args) => dpop_key(&args),
     }
 }
 
 fn keygen(args: &Keygen) -> Result<(), Failure> {
-    let kind = match args.alg {
-        Alg::Es256 => KeyKind::Es256,
-        Alg::Rs256 => KeyKind::Rs256,
-        Alg::EdDsa => KeyKind::EdDsa,
-    };
-    let existing = match args.force {
+    make_key(args.alg.into(), &args.out, existing(args.force)).map(drop)
+}
+
+impl From<Alg> for KeyKind {
+    fn from(alg: Alg) -> Self {
+        match alg {
+            Alg::Es256 => Self::Es256,
+            Alg::Rs256 => Self::Rs256,
+            Alg::EdDsa => Self::EdDsa,
+        }
+    }
+}
+
+fn existing(force: bool) -> Existing {
+    match force {
         true => Existing::Replace,
         false => Existing::Keep,
+    }
+}
+
+fn dpop_key(args: &DpopKey) -> Result<(), Failure> {
+    if let Some(path) = &args.out {
+        make_key(args.alg.into(), path, existing(args.force))?;
+    }
+    let Some(path) = args.out.as_ref().or(args.show.as_ref()) else {
+        return Ok(());
     };
-    make_key(kind, &args.out, existing).map(drop)
+    let key = read_proof_key(path)?;
+    let jkt = key.thumbprint();
+    let claim = json!({ "cnf": { "jkt": jkt } });
+    println!("jkt    {jkt}\nclaim  {claim}\njwk    {}", key.public());
+    Ok(())
+}
+
+fn read_proof_key(path: &Path) -> Result<ProofKey, Failure> {
+    let at = || format!("key file {}", path.display());
+    let pem = std::fs::read_to_string(path).with_context(at);
+    let pem = pem.map_err(Failure::Usage)?;
+    let key = ProofKey::from_pem(&pem).with_context(at);
+    key.map_err(Failure::Usage)
+}
+
+fn thumbprint(text: &str) -> Result<String, String> {
+    match is_thumbprint(text) {
+        true => Ok(text.to_owned()),
+        false => Err("no thumbprint; `nowconnect token dpop-key --show FILE` prints one".to_owned()),
+    }
 }
 
 fn make_key(kind: KeyKind, path: &Path, existing: Existing) -> Result<SigningKey, Failure> {
@@ -159,6 +234,10 @@ fn mint(args: Mint) -> Result<(), Failure> {
         Ok(false) => make_key(KeyKind::default(), &args.key, Existing::Keep)?,
         _ => read_key(&args.key)?,
     };
+    let proof_key = match &args.dpop_key {
+        Some(path) => Some(read_proof_key(path)?.thumbprint().to_owned()),
+        None => args.dpop_jkt,
+    };
     let agent = AgentToken {
         agent_id: args.agent_id,
         // A variable that is set to nothing counts as unset.
@@ -168,6 +247,7 @@ fn mint(args: Mint) -> Result<(), Failure> {
         },
         issuer: args.issuer,
         connectors: args.connectors,
+        proof_key,
         lifetime: args.ttl,
     };
     let token = key

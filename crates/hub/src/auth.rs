@@ -4,6 +4,7 @@
 //! [`Identity`] or a [`Rejection`] whose [`Reason`] code is the same in the HTTP answer, in the
 //! `jwt_rejected` log line and in the `reason` label of `nowconnect_auth_failures_total`.
 
+pub mod dpop;
 pub(crate) mod fetch;
 pub mod jwks;
 pub mod jwt;
@@ -59,12 +60,22 @@ impl Verifier {
     }
 }
 
-/// Takes the bearer token out of the one `Authorization` header of a request (RFC 6750 section 2.1).
+/// How a token is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// RFC 6750: by whoever has it.
+    Bearer,
+    /// RFC 9449: with a proof that it is shown by whom it is for.
+    Dpop,
+}
+
+/// Takes the token out of the one `Authorization` header of a request (RFC 6750 section 2.1, RFC 9449
+/// section 7.1).
 ///
 /// # Errors
 /// [`Reason::MissingToken`] without the header or with another scheme, [`Reason::Malformed`] when
 /// the header is repeated or not ASCII.
-pub fn bearer(headers: &http::HeaderMap) -> Result<&str, Rejection> {
+pub fn authorization(headers: &http::HeaderMap) -> Result<(Scheme, &str), Rejection> {
     let mut values = headers.get_all(http::header::AUTHORIZATION).iter();
     let value = values.next().ok_or(Reason::MissingToken)?;
     if values.next().is_some() {
@@ -76,19 +87,35 @@ pub fn bearer(headers: &http::HeaderMap) -> Result<&str, Rejection> {
     let text = value
         .to_str()
         .map_err(|_| Rejection::new(Reason::Malformed, "the Authorization header is not ASCII"))?;
-    match text.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
-            let token = token.trim();
-            if token.is_empty() {
-                Err(Reason::MissingToken.into())
-            } else {
-                Ok(token)
-            }
+    let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
+    let scheme = match scheme {
+        scheme if scheme.eq_ignore_ascii_case("bearer") => Scheme::Bearer,
+        scheme if scheme.eq_ignore_ascii_case("dpop") => Scheme::Dpop,
+        _ => {
+            let detail = "the Authorization scheme is neither Bearer nor DPoP";
+            return Err(Rejection::new(Reason::MissingToken, detail));
         }
-        _ => Err(Rejection::new(
-            Reason::MissingToken,
-            "the Authorization scheme is not Bearer",
-        )),
+    };
+    match token.trim() {
+        "" => Err(Reason::MissingToken.into()),
+        token => Ok((scheme, token)),
+    }
+}
+
+/// The one `DPoP` header of a request, if there is any.
+///
+/// # Errors
+/// [`Reason::DpopMalformed`] when it is repeated, or not ASCII.
+pub fn proof(headers: &http::HeaderMap) -> Result<Option<&str>, Rejection> {
+    let mut values = headers.get_all("dpop").iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let refuse = |detail| Err(Rejection::new(Reason::DpopMalformed, detail));
+    match (value.to_str(), values.next()) {
+        (Ok(text), None) => Ok(Some(text.trim())),
+        (_, Some(_)) => refuse("more than one DPoP header"),
+        (Err(_), None) => refuse("the DPoP header is not ASCII"),
     }
 }
 
@@ -105,21 +132,39 @@ mod tests {
     }
 
     #[test]
-    fn bearer_takes_exactly_one_token() {
-        assert_eq!(bearer(&headers(&["Bearer a.b.c"])).unwrap(), "a.b.c");
-        assert_eq!(bearer(&headers(&["bEARER  a.b.c "])).unwrap(), "a.b.c");
+    fn exactly_one_token_is_taken() {
+        let taken = |values: &[&'static str]| {
+            let headers = headers(values);
+            authorization(&headers).map(|(scheme, token)| (scheme, token.to_owned()))
+        };
+        let token = || "a.b.c".to_owned();
+        assert_eq!(taken(&["Bearer a.b.c"]), Ok((Scheme::Bearer, token())));
+        assert_eq!(taken(&["bEARER  a.b.c "]), Ok((Scheme::Bearer, token())));
+        assert_eq!(taken(&["dpop a.b.c"]), Ok((Scheme::Dpop, token())));
         for (values, reason) in [
             (&[][..], Reason::MissingToken),
             (&["Bearer"], Reason::MissingToken),
-            (&["Bearer  "], Reason::MissingToken),
+            (&["DPoP  "], Reason::MissingToken),
             (&["Basic dXNlcjpwdw=="], Reason::MissingToken),
             (&["Bearer a.b.c", "Bearer d.e.f"], Reason::Malformed),
+            (&["Bearer a.b.c", "DPoP a.b.c"], Reason::Malformed),
         ] {
-            assert_eq!(
-                bearer(&headers(values)).unwrap_err().reason,
-                reason,
-                "{values:?}"
-            );
+            assert_eq!(taken(values).unwrap_err().reason, reason, "{values:?}");
         }
+    }
+
+    #[test]
+    fn at_most_one_proof_is_taken() {
+        let headers = |values: &[&'static str]| -> HeaderMap {
+            let value = |v: &&'static str| ("dpop", HeaderValue::from_static(v));
+            let named = values.iter().map(value);
+            named
+                .map(|(name, value)| (name.parse().unwrap(), value))
+                .collect()
+        };
+        assert_eq!(proof(&headers(&[])), Ok(None));
+        assert_eq!(proof(&headers(&[" a.b.c"])), Ok(Some("a.b.c")));
+        let twice = proof(&headers(&["a.b.c", "a.b.c"])).unwrap_err();
+        assert_eq!(twice.reason, Reason::DpopMalformed);
     }
 }

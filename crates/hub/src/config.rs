@@ -183,6 +183,8 @@ pub struct SecurityConfig {
     pub require_connector_scopes: bool,
     /// Sender-constrained tokens.
     pub fapi_mode: FapiMode,
+    /// The `http(s)://` or `ws(s)://` URLs that proofs must be for; empty = the one of the request.
+    pub dpop_htu: Vec<Uri>,
 }
 
 /// `security.jwks_url`.

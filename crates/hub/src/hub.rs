@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Order, Orders, Recent, Scope, Token, TokenError};
-use crate::config::{AdminConfig, FapiMode, HubConfig, ListenerConfig};
+use crate::config::{AdminConfig, HubConfig, ListenerConfig};
 use crate::forward::{self, Forward};
 use crate::listener::{self, BindError, Listener};
 use crate::mesh::{self, Mesh, MeshError, MeshEvents};
@@ -66,11 +66,6 @@ pub enum HubError {
     /// The policy decision point.
     #[error(transparent)]
     Pdp(#[from] PdpError),
-    /// A key asks for a check that this version cannot make; going on without would be less secure.
-    #[error(
-        "{0} asks for a check that this version cannot make; it does not run without: remove the key"
-    )]
-    Unavailable(&'static str),
     /// More connections than the memory that was set aside at the start can take.
     #[error(
         "limits.max_conn_total: this process has memory for {0} connections; restart it for {1}, or allow fewer"
@@ -181,7 +176,6 @@ impl Hub {
         shards: Shards,
         set_log_level: LogLevelHook,
     ) -> Result<Self, HubError> {
-        refuse_unavailable(&config)?;
         let metrics = Metrics::new();
         let ports = Ports::bind(&config, &metrics)?;
         let mesh_port = MeshPort::default();
@@ -465,17 +459,6 @@ impl Hub {
         self.mesh.close(Reason::Shutdown);
         self.tasks.shutdown(WIND_DOWN).await;
     }
-}
-
-/// Refuses keys that would be obeyed only in part.
-///
-/// # Errors
-/// [`HubError::Unavailable`] names the key.
-pub fn refuse_unavailable(config: &HubConfig) -> Result<(), HubError> {
-    if config.security.fapi_mode == FapiMode::Dpop {
-        return Err(HubError::Unavailable("security.fapi_mode: 2"));
-    }
-    Ok(())
 }
 
 fn token(admin: &AdminConfig) -> Result<Option<Token>, TokenError> {

@@ -213,6 +213,13 @@ impl Registry {
         }
     }
 
+    /// Whether a proof of possession was not shown to any hub before, which all that share a registry
+    /// agree on; `None` when there is none, or it does not answer or may have forgotten.
+    pub async fn is_first_use(&self, proof: &str) -> Option<bool> {
+        let store = self.store.load_full()?;
+        store.is_first_use(&self.hub, proof).await
+    }
+
     /// The latest owner of the agent whose tunnels end here.
     pub fn owner(&self, agent_id: &str) -> Option<Owner> {
         self.own.lock().owner(agent_id)

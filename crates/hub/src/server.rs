@@ -86,7 +86,7 @@ impl Respond for Surface {
         match (path, &self.tunnels) {
             ("/tunnel", Some(_)) if call.busy => answer::unavailable("busy", 5),
             ("/tunnel", Some(tunnels)) => tunnels
-                .receive(&mut call.request, call.peer, call.certificates)
+                .receive(&mut call.request, call.peer, self.tls.is_some(), call.certificates)
                 .await
                 .unwrap_or_else(Refusal::into_response),
             ("/mesh", Some(_)) => self.join(call).await,

@@ -3,6 +3,7 @@
 mod directory;
 mod gate;
 mod newcomer;
+mod proofs;
 mod session;
 mod shedder;
 mod terms;
@@ -15,7 +16,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::header::WWW_AUTHENTICATE;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use nowconnect_link::counters::Engine;
@@ -28,9 +30,10 @@ use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use tokio::time::interval;
 
-use crate::auth::{Identity, Rejection, Verifier, bearer};
+use crate::auth::dpop::{ALGORITHMS, Target};
+use crate::auth::{Identity, Rejection, Verifier};
 use crate::config::HubConfig;
-use crate::forwarded::sender;
+use crate::forwarded::{sender, url};
 use crate::mesh::Shown;
 use crate::metrics::Metrics;
 use crate::policy::{Client, KeyedGate};
@@ -41,6 +44,7 @@ pub use gate::Gate;
 pub use session::Session;
 
 use newcomer::Newcomer;
+use proofs::Presented;
 use shedder::{Shed, Shedder};
 use terms::Terms;
 
@@ -196,12 +200,13 @@ impl Tunnels {
         judged.map_err(|error| CertificateFault::of(&error).unwrap_or(CertificateFault::Other))
     }
 
-    /// Answers a request for `/tunnel`: 101 and a session of its own, or why not. `shown` is what the
-    /// client of the connection has shown, judged by nobody yet.
+    /// Answers a request for `/tunnel`: 101 and a session of its own, or why not. `over_tls` says
+    /// whether TLS ends here, `shown` is what the client has shown there, judged by nobody yet.
     pub(crate) async fn receive(
         self: &Arc<Self>,
         request: &mut Request<Incoming>,
         peer: SocketAddr,
+        over_tls: bool,
         shown: Option<Shown>,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
         let terms = self.terms.load_full();
@@ -209,7 +214,10 @@ impl Tunnels {
         let offer = Offer::from_request(request)
             .inspect_err(|refusal| self.note_no_upgrade(refusal, &remote))?;
         self.welcome(shown.as_deref(), &remote)?;
-        let identity = self.identify(request.headers(), remote, &terms).await?;
+        let at = Target::parse(&url(peer, request, over_tls, &terms.trusted_proxies));
+        let presented = Presented::with_upgrade(request.headers(), at.as_ref())
+            .map_err(|rejection| self.reject(&rejection, &remote))?;
+        let identity = self.identify(&presented, remote, &terms).await?;
         let place = self
             .places
             .take(identity.agent_id.as_str().into(), TUNNELS_PER_AGENT);
@@ -231,6 +239,7 @@ impl Tunnels {
             tunnels: self.clone(),
             terms,
             identity,
+            at,
             remote,
             certificate: shown,
         };
@@ -244,11 +253,10 @@ impl Tunnels {
     /// Whose token this is. Only so many are judged in a second; the others hear when to come back.
     async fn identify(
         &self,
-        headers: &HeaderMap,
+        presented: &Presented<'_>,
         remote: IpAddr,
         terms: &Terms,
     ) -> Result<Identity, Refusal> {
-        let token = bearer(headers).map_err(|rejection| self.reject(&rejection, &remote))?;
         let client = Client::from(remote);
         if let Some(rate) = terms.max_handshakes_per_sec {
             let judged =
@@ -257,8 +265,9 @@ impl Tunnels {
                     .admit(client, self.since.elapsed(), rate, rand::random());
             judged.map_err(|shed| self.shed(shed, remote))?;
         }
-        self.gate.verify(token).await.map_err(|rejection| {
-            if !rejection.reason.is_temporary() {
+        let judged = self.gate.judge(presented, &self.registry).await;
+        judged.map_err(|rejection| {
+            if !rejection.reason.is_temporary() && !rejection.reason.is_step() {
                 self.shedder
                     .lock()
                     .note_failed(client, self.since.elapsed());
@@ -348,6 +357,46 @@ impl Tunnels {
 
     fn reject(&self, rejection: &Rejection, remote: &dyn std::fmt::Display) -> Refusal {
         let code = rejection.reason.code();
+        self.note_rejection(rejection, remote);
+        if rejection.reason.is_temporary() {
+            return Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                code,
+                rejection.reason.hint(),
+            )
+            .retry_after(Duration::from_secs(5));
+        }
+        self.challenge(rejection)
+    }
+
+    /// 401 with what the agent can do about it (RFC 9449 sections 7.1 and 9).
+    fn challenge(&self, rejection: &Rejection) -> Refusal {
+        let reason = rejection.reason;
+        let refusal = Refusal::new(StatusCode::UNAUTHORIZED, reason.code(), reason.hint());
+        let challenge = match reason.challenge() {
+            Some(error) => format!("DPoP error=\"{error}\", algs=\"{ALGORITHMS}\""),
+            None if self.gate.proofs().are_required() => format!("DPoP algs=\"{ALGORITHMS}\""),
+            None => return refusal,
+        };
+        let value = |text: String| HeaderValue::try_from(text);
+        let mut headers = vec![(WWW_AUTHENTICATE, value(challenge))];
+        if reason.challenge() == Some("use_dpop_nonce") {
+            let nonce = self.gate.proofs().nonce();
+            headers.push((HeaderName::from_static("dpop-nonce"), value(nonce)));
+        }
+        let headers = headers.into_iter();
+        let headers = headers.filter_map(|(name, value)| Some((name, value.ok()?)));
+        headers.fold(refusal, |refusal, (name, value)| {
+            refusal.with_header(name, value)
+        })
+    }
+
+    /// Counts and logs a token that was refused, unless the agent is only asked for a nonce.
+    fn note_rejection(&self, rejection: &Rejection, remote: &dyn std::fmt::Display) {
+        let code = rejection.reason.code();
+        if rejection.reason.is_step() {
+            return tracing::debug!(event = "dpop_nonce_demanded", remote = %remote);
+        }
         self.gate.count_rejection(code);
         if let Some(suppressed) = self.pass(code) {
             tracing::warn!(
@@ -360,15 +409,6 @@ impl Tunnels {
                 audit = true,
             );
         }
-        if rejection.reason.is_temporary() {
-            return Refusal::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                code,
-                rejection.reason.hint(),
-            )
-            .retry_after(Duration::from_secs(5));
-        }
-        Refusal::new(StatusCode::UNAUTHORIZED, code, rejection.reason.hint())
     }
 
     /// Tells every agent, and those who come from now on, to go elsewhere within `deadline`.

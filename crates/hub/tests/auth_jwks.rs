@@ -233,6 +233,7 @@ fn token(key: &SigningKey) -> String {
         audience: "nowconnect".into(),
         issuer: None,
         connectors: None,
+        proof_key: None,
         lifetime: Duration::from_secs(600),
     };
     key.mint(&agent, SystemTime::now()).unwrap()

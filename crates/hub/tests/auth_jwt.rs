@@ -106,6 +106,7 @@ fn minted_tokens_pass_for_every_kind_of_key() {
             audience: "nowconnect".into(),
             issuer: Some("dev".into()),
             connectors: Some(vec!["ldap".into(), "pg".into()]),
+            proof_key: None,
             lifetime: Duration::from_secs(60),
         };
         // A key survives its trip through a file.
@@ -644,6 +645,7 @@ fn minting_refuses_names_that_no_hub_would_take() {
         audience: "nowconnect".into(),
         issuer: None,
         connectors: None,
+        proof_key: None,
         lifetime: Duration::from_secs(60),
     };
     assert!(issuer.key.mint(&agent, at(NOW)).is_err());

@@ -33,7 +33,8 @@ pub struct Upgraded<S> {
     pub protocol: Option<&'static str>,
 }
 
-/// A bearer token (RFC 6750) as header value. `Debug` hides it; there is no `Display`.
+/// A token as header value, shown by whoever has it (RFC 6750) or along with a proof that it is ours
+/// (RFC 9449). `Debug` hides it; there is no `Display`.
 #[derive(Clone)]
 pub struct Bearer(HeaderValue);
 
@@ -43,13 +44,26 @@ impl Bearer {
     /// # Errors
     /// The token is empty or has characters that no token has. The error does not show it.
     pub fn new(token: &str) -> Result<Self, BadToken> {
+        Self::of("Bearer", token)
+    }
+
+    /// The same for a token that goes with a DPoP proof, which is a header of its own.
+    ///
+    /// # Errors
+    /// As for [`Bearer::new`].
+    pub fn with_proof(token: &str) -> Result<Self, BadToken> {
+        Self::of("DPoP", token)
+    }
+
+    fn of(scheme: &str, token: &str) -> Result<Self, BadToken> {
         let token = token.trim();
         // b64token of RFC 6750 section 2.1.
         let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
         if token.is_empty() || !token.bytes().all(is_legal) {
             return Err(BadToken);
         }
-        let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| BadToken)?;
+        let mut value =
+            HeaderValue::from_str(&format!("{scheme} {token}")).map_err(|_| BadToken)?;
         value.set_sensitive(true);
         Ok(Self(value))
     }
@@ -58,8 +72,8 @@ impl Bearer {
         self.0
             .to_str()
             .ok()
-            .and_then(|value| value.strip_prefix("Bearer "))
-            .unwrap_or_default()
+            .and_then(|value| value.split_once(' '))
+            .map_or("", |(_, token)| token)
     }
 }
 
@@ -115,6 +129,7 @@ mod tests {
     fn tokens_are_trimmed_checked_and_hidden() {
         let bearer = Bearer::new("abc.def-1_2~3+4/5==\n").unwrap();
         assert_eq!(bearer.token(), "abc.def-1_2~3+4/5==");
+        assert_eq!(Bearer::with_proof("to.ken").unwrap().0, "DPoP to.ken");
         assert!(!format!("{bearer:?} {:?}", bearer.0).contains("abc"));
         for bad in ["", "  \n", "two words", "line\nbreak", "käse"] {
             assert_eq!(Bearer::new(bad).unwrap_err(), BadToken, "{bad:?}");

@@ -221,11 +221,14 @@ pub struct Rejected {
     pub reason: String,
 }
 
-/// TOKEN: a renewed bearer token. Never shown by `Debug`, and overwritten in memory when it is dropped.
+/// TOKEN: a renewed token. Never shown by `Debug`, and overwritten in memory when it is dropped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
     /// The JWT.
     pub token: String,
+    /// A DPoP proof (RFC 9449) for it, whose `htm` is `TOKEN`; missing when the token is for no key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<String>,
 }
 
 impl fmt::Debug for Token {
@@ -248,6 +251,9 @@ pub enum TokenAck {
     Refused {
         /// Reason code.
         error: String,
+        /// What to make another proof with: then the token may be taken.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nonce: Option<String>,
     },
     /// Taken.
     Renewed {
@@ -333,14 +339,10 @@ impl Body for UpdateAck {
 
 impl Body for Token {
     fn check(&self) -> Result<(), HelloError> {
-        let fits = (1..=MAX_TOKEN).contains(&self.token.len());
-        if fits && self.token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Ok(());
-        }
-        Err(HelloError::Text {
-            key: "token",
-            max: MAX_TOKEN,
-        })
+        graphic("token", &self.token)?;
+        self.proof
+            .as_deref()
+            .map_or(Ok(()), |proof| graphic("proof", proof))
     }
 }
 
@@ -348,9 +350,23 @@ impl Body for TokenAck {
     fn check(&self) -> Result<(), HelloError> {
         match self {
             Self::Renewed { .. } => Ok(()),
-            Self::Refused { error } => text("error", error, MAX_TEXT),
+            Self::Refused { error, nonce } => {
+                text("error", error, MAX_TEXT)?;
+                text("nonce", nonce.as_deref().unwrap_or_default(), MAX_TEXT)
+            }
         }
     }
+}
+
+fn graphic(key: &'static str, value: &str) -> Result<(), HelloError> {
+    let fits = (1..=MAX_TOKEN).contains(&value.len());
+    if fits && value.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok(());
+    }
+    Err(HelloError::Text {
+        key,
+        max: MAX_TOKEN,
+    })
 }
 
 pub(crate) fn name(key: &'static str, value: &str) -> Result<(), HelloError> {

@@ -110,6 +110,7 @@ fn a_full_list_of_the_longest_names_fits() {
 fn a_token_is_never_shown() {
     let token = Token {
         token: "eyJhbGci.e30.c2ln".into(),
+        proof: Some("eyJ0eXAi.e30.c2ln".into()),
     };
     assert_eq!(format!("{token:?}"), "Token(***)");
     assert_eq!(Token::decode(&token.encode().unwrap()), Ok(token));
@@ -117,7 +118,14 @@ fn a_token_is_never_shown() {
     assert!(!error.to_string().contains("eyJ"));
     for bad in ["", "with space", r"with\nnewline"] {
         assert!(Token::decode(format!(r#"{{"token":"{bad}"}}"#).as_bytes()).is_err());
+        assert!(Token::decode(format!(r#"{{"token":"a","proof":"{bad}"}}"#).as_bytes()).is_err());
     }
+    // A peer that knows no proofs neither sends nor needs one.
+    let plain = Token {
+        token: "a.b.c".into(),
+        proof: None,
+    };
+    assert_eq!(plain.encode().unwrap(), br#"{"token":"a.b.c"}"#);
 }
 
 #[test]
@@ -130,7 +138,8 @@ fn a_token_answer_that_holds_an_error_is_a_refusal() {
     assert_eq!(
         both,
         Ok(TokenAck::Refused {
-            error: "expired".into()
+            error: "expired".into(),
+            nonce: None,
         })
     );
     assert!(TokenAck::decode(b"{}").is_err());

@@ -513,6 +513,7 @@ fn what_version_1_cannot_do_is_refused_at_once() {
     agent.send(Frame::Update(update.encode().unwrap().into()), 0, &mut out);
     let token = Token {
         token: "a.b.c".into(),
+        proof: None,
     };
     agent.send(Frame::Token(token.encode().unwrap().into()), 0, &mut out);
     agent.send(Frame::Ping(1), 0, &mut out);

@@ -26,6 +26,7 @@ pub const ALIASES: &[Alias] = &[
     Alias::new("NC_TOKEN_FILE", "tunnel.auth.token_file"),
     Alias::new("NC_CLIENT_CERT", "tunnel.tls.cert_file"),
     Alias::new("NC_CLIENT_KEY", "tunnel.tls.key_file"),
+    Alias::new("NC_DPOP_KEY_FILE", "tunnel.auth.dpop_key_file"),
     Alias::new("NC_PROTOCOL", "tunnel.protocol"),
     Alias::new("NC_LOG_LEVEL", "observability.log_level"),
     Alias::new("NC_LOG_FORMAT", "observability.log_format"),
@@ -120,7 +121,10 @@ fn tunnel(t: &mut Table<'_>, exported: &mut Vec<String>) -> Option<TunnelConfig>
         .required();
     let over_tls = |urls: &Vec<Uri>| urls.iter().any(|url| url.scheme_str() == Some("wss"));
     *exported = exported_connectors(t);
-    let token_file = t.section("auth", |t| t.field("token_file").private().required_file());
+    let (token_file, dpop_key_file) = t.section("auth", |t| {
+        let token_file = t.field("token_file").private().required_file();
+        (token_file, t.field("dpop_key_file").private().file())
+    });
     let identity = t.section("tls", identity);
     if identity.is_some() && urls.as_ref().is_some_and(|urls| !over_tls(urls)) {
         t.warning("tls", "has no effect: no URL is wss://", "");
@@ -136,6 +140,7 @@ fn tunnel(t: &mut Table<'_>, exported: &mut Vec<String>) -> Option<TunnelConfig>
         exported_connectors: exported.clone(),
         token_file: token_file?,
         identity,
+        dpop_key_file,
         protocol,
         ping_interval,
         ping_timeout,

@@ -416,6 +416,7 @@ impl Site {
                 exported_connectors: targets.iter().map(|(name, _)| (*name).into()).collect(),
                 token_file,
                 identity: None,
+                dpop_key_file: None,
                 protocol: Protocol::V2,
                 ping_interval: Duration::from_secs(5),
                 ping_timeout: Duration::from_secs(10),

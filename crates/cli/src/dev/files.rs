@@ -84,6 +84,7 @@ impl Files {
             audience: "nowconnect".into(),
             issuer: None,
             connectors: Some(self.connectors.clone()),
+            proof_key: None,
             lifetime: TOKEN_LIFETIME,
         };
         let token = self.key.mint(&agent, SystemTime::now())?;

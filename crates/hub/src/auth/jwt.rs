@@ -67,6 +67,8 @@ pub struct Identity {
     pub key_id: String,
     /// Claim `cnf.jkt`: the thumbprint of the key that a DPoP proof must use (RFC 9449 section 6.1).
     pub proof_key: Option<String>,
+    /// Whether a proof by that key was shown with the token.
+    pub proven: bool,
 }
 
 impl Identity {
@@ -111,7 +113,7 @@ struct Header {
 
 /// Whether a member exists, whatever its value.
 #[derive(Default)]
-struct Presence(bool);
+pub(super) struct Presence(pub(super) bool);
 
 impl<'de> Deserialize<'de> for Presence {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -148,7 +150,11 @@ struct Confirmation {
 }
 
 /// For what may be absent: `null` must not read as "no limit".
-fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(d: D) -> Result<Option<T>, D::Error> {
+pub(super) fn not_null<'de, T, D>(d: D) -> Result<Option<T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
     T::deserialize(d).map(Some)
 }
 
@@ -177,7 +183,7 @@ impl OneOrMany {
 
 /// Seconds since the epoch, cut to whole ones (RFC 7519 section 2). Never text: a string that is
 /// taken for "no date" is how checks get skipped (CVE-2026-25537).
-struct NumericDate(u64);
+pub(super) struct NumericDate(u64);
 
 impl<'de> Deserialize<'de> for NumericDate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -193,7 +199,7 @@ impl<'de> Deserialize<'de> for NumericDate {
 }
 
 impl NumericDate {
-    fn time(&self) -> SystemTime {
+    pub(super) fn time(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(self.0)
     }
 }
@@ -285,7 +291,7 @@ impl<'a> Unverified<'a> {
 }
 
 /// Reads a JSON object; the parser would take a bare list of the values of all members as well.
-fn object<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, serde_json::Error> {
+pub(super) fn object<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, serde_json::Error> {
     match json.trim_start().starts_with('{') {
         true => serde_json::from_str(json),
         false => Err(serde_json::Error::custom("not a JSON object")),
@@ -293,7 +299,7 @@ fn object<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, serde_json::Error>
 }
 
 /// The text in a part. The parser would let other bytes pass in what it ignores.
-fn decode(part: &str) -> Option<String> {
+pub(super) fn decode(part: &str) -> Option<String> {
     String::from_utf8(URL_SAFE_NO_PAD.decode(part).ok()?).ok()
 }
 
@@ -345,6 +351,7 @@ pub(crate) fn judge(
         audience,
         key_id: key.id().to_owned(),
         proof_key: claims.cnf.and_then(|cnf| cnf.jkt),
+        proven: false,
     })
 }
 

@@ -55,10 +55,10 @@ pub struct VerifyKey {
 }
 
 impl VerifyKey {
-    /// Reads one member of `keys`.
-    fn from_json(value: Value) -> Result<Self, String> {
+    /// Reads one member of `keys`, or the key of a proof.
+    pub(super) fn from_json(value: Value) -> Result<Self, String> {
         // RFC 7518 sections 6.2.2, 6.3.2 and 6.4: whoever can read such a document can sign.
-        if ["d", "p", "q", "k"]
+        if ["d", "p", "q", "dp", "dq", "qi", "oth", "k"]
             .iter()
             .any(|member| value.get(member).is_some())
         {

@@ -126,6 +126,7 @@ impl SigningKey {
             sub: &agent.agent_id,
             agent_id: &agent.agent_id,
             connectors: agent.connectors.as_deref(),
+            cnf: agent.proof_key.as_deref().map(|jkt| Confirmation { jkt }),
             iat: issued_at,
             nbf: issued_at,
             exp: issued_at.saturating_add(agent.lifetime.as_secs()),
@@ -167,6 +168,8 @@ pub struct AgentToken {
     pub issuer: Option<String>,
     /// Claim `connectors`; `None` leaves it out.
     pub connectors: Option<Vec<String>>,
+    /// Claim `cnf.jkt`: the thumbprint of the key that the agent must prove to hold, if any.
+    pub proof_key: Option<String>,
     /// From now to `exp`.
     pub lifetime: Duration,
 }
@@ -180,8 +183,15 @@ struct Claims<'a> {
     agent_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     connectors: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cnf: Option<Confirmation<'a>>,
     iat: u64,
     nbf: u64,
     exp: u64,
     jti: String,
+}
+
+#[derive(Serialize)]
+struct Confirmation<'a> {
+    jkt: &'a str,
 }

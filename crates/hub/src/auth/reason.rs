@@ -60,12 +60,76 @@ reasons! {
     NoJwks = "no_jwks",
     /// The hub could not get the keys; the same token may pass later.
     KeysUnavailable = "keys_unavailable",
+    /// A bearer token where a proof of possession (RFC 9449) is demanded: by `security.fapi_mode: 2`,
+    /// or by the token, which is for one key (section 7.2: it must not pass as a bearer token).
+    DpopRequired = "dpop_required",
+    /// `Authorization: DPoP` without the `DPoP` header.
+    DpopMissing = "dpop_missing",
+    /// Not exactly one proof of [`crate::auth::dpop::MAX_PROOF_BYTES`] with the header and claims that it needs.
+    DpopMalformed = "dpop_malformed",
+    /// The proof's `alg` is not on the list, or does not go with its key.
+    DpopAlgNotAllowed = "dpop_alg_not_allowed",
+    /// The proof's `jwk` is missing, private, weak or of another kind.
+    DpopBadKey = "dpop_bad_key",
+    /// The proof's signature is not by its key.
+    DpopBadSignature = "dpop_bad_signature",
+    /// The proof is for another method.
+    DpopWrongMethod = "dpop_wrong_method",
+    /// The proof is for another URL.
+    DpopWrongTarget = "dpop_wrong_target",
+    /// The proof is for another token.
+    DpopWrongToken = "dpop_wrong_token",
+    /// The token is for another key than the proof's.
+    DpopKeyMismatch = "dpop_key_mismatch",
+    /// The token is for no key, and `security.fapi_mode: 2` demands one.
+    DpopTokenUnbound = "dpop_token_unbound",
+    /// The renewed token is for another key than the tunnel's.
+    DpopKeyChanged = "dpop_key_changed",
+    /// The proof is too old, or from the future.
+    DpopClock = "dpop_clock",
+    /// The proof was shown before.
+    DpopReplayed = "dpop_replayed",
+    /// The proof's nonce is not this hub's, or too old.
+    DpopBadNonce = "dpop_bad_nonce",
+    /// The proof needs a nonce of this hub: whether another one has seen it cannot be known.
+    DpopNonceDemanded = "use_dpop_nonce",
+    /// More proofs than can be remembered; a new one passes later.
+    DpopOverloaded = "dpop_overloaded",
 }
 
 impl Reason {
     /// Whether the fault is the hub's and passes by itself: answer 503 with Retry-After, not 401.
     pub const fn is_temporary(self) -> bool {
-        matches!(self, Reason::KeysUnavailable)
+        matches!(self, Reason::KeysUnavailable | Reason::DpopOverloaded)
+    }
+
+    /// Whether it is no offence but a step of the handshake: neither logged as one nor counted.
+    pub const fn is_step(self) -> bool {
+        matches!(self, Reason::DpopNonceDemanded)
+    }
+
+    /// The error code of a DPoP challenge for it (RFC 9449 sections 7.1 and 9); `None` where proofs do
+    /// not matter.
+    pub const fn challenge(self) -> Option<&'static str> {
+        Some(match self {
+            Reason::DpopNonceDemanded | Reason::DpopBadNonce | Reason::DpopClock => {
+                "use_dpop_nonce"
+            }
+            Reason::DpopMissing
+            | Reason::DpopMalformed
+            | Reason::DpopAlgNotAllowed
+            | Reason::DpopBadKey
+            | Reason::DpopBadSignature
+            | Reason::DpopWrongMethod
+            | Reason::DpopWrongTarget
+            | Reason::DpopWrongToken
+            | Reason::DpopReplayed => "invalid_dpop_proof",
+            Reason::DpopRequired
+            | Reason::DpopKeyMismatch
+            | Reason::DpopTokenUnbound
+            | Reason::DpopKeyChanged => "invalid_token",
+            _ => return None,
+        })
     }
 
     /// What to do about it, for the operator who reads the log.
@@ -90,6 +154,37 @@ impl Reason {
             Reason::InvalidAgentId => "agent_id takes 1 to 64 characters of A-Z a-z 0-9 . _ -",
             Reason::NoJwks => "set security.jwks_url (or NOWCONNECT_JWKS_URL) on the hub",
             Reason::KeysUnavailable => "the hub cannot reach security.jwks_url; it keeps trying",
+            Reason::DpopRequired => {
+                "prove possession of a key (DPoP): set tunnel.auth.dpop_key_file (NC_DPOP_KEY_FILE) on \
+                 the agent; nowconnect token dpop-key --out FILE makes one"
+            }
+            Reason::DpopMissing => "send the DPoP header with Authorization: DPoP",
+            Reason::DpopMalformed => "send exactly one DPoP proof as RFC 9449 section 4.2 has it",
+            Reason::DpopAlgNotAllowed => "sign proofs with ES256, ES384, EdDSA, RS* or PS*",
+            Reason::DpopBadKey => {
+                "jwk must be the public half of a P-256, P-384, Ed25519 or RSA key (2048 bits or more)"
+            }
+            Reason::DpopBadSignature => "the proof was altered, or its jwk is another key's",
+            Reason::DpopWrongMethod => "htm is GET for the upgrade, TOKEN for a renewal in band",
+            Reason::DpopWrongTarget => {
+                "the agent's URL is not the one this hub goes by: see security.dpop_htu and \
+                 tunnel.trusted_proxies"
+            }
+            Reason::DpopWrongToken => "ath must be the hash of the token that is shown",
+            Reason::DpopKeyMismatch => {
+                "the token's cnf.jkt is not the thumbprint of the agent's key; nowconnect token \
+                 dpop-key --show FILE prints it"
+            }
+            Reason::DpopTokenUnbound => {
+                "the token has no cnf.jkt: let the identity provider bind it to the agent's key"
+            }
+            Reason::DpopKeyChanged => "a tunnel keeps its key: open another one with the new key",
+            Reason::DpopClock => "compare the clocks of agent and hub; a nonce was given meanwhile",
+            Reason::DpopReplayed => "make a fresh proof for every attempt; was one captured?",
+            Reason::DpopBadNonce | Reason::DpopNonceDemanded => {
+                "make the proof with the nonce of the DPoP-Nonce header"
+            }
+            Reason::DpopOverloaded => "too many proofs in two minutes; try again later",
         }
     }
 }

@@ -196,6 +196,19 @@ fn security(t: &mut Table<'_>) -> SecurityConfig {
     if jwks_ca.is_some() && !matches!(&jwks, Some(JwksSource::Url(url)) if https(url)) {
         t.warning("jwks_ca", "has no effect: jwks_url is not https://", "");
     }
+    let fapi_mode = t.field("fapi_mode").or(FapiMode::Off);
+    let dpop_htu = t
+        .field("dpop_htu")
+        .check("an http(s):// or ws(s):// URL", is_target)
+        .up_to(64)
+        .list();
+    if fapi_mode == FapiMode::Dpop && dpop_htu.is_empty() {
+        t.warning(
+            "dpop_htu",
+            "not set, so proofs are compared with the Host that the sender names",
+            "list the URLs that agents dial, like https://api.example.com/tunnel",
+        );
+    }
     SecurityConfig {
         jwks,
         jwks_ca,
@@ -203,8 +216,18 @@ fn security(t: &mut Table<'_>) -> SecurityConfig {
         audience: t.field("audience").or("nowconnect".to_owned()),
         allow_cidrs: t.field("allow_cidrs").list(),
         require_connector_scopes: t.field("require_connector_scopes").or(false),
-        fapi_mode: t.field("fapi_mode").or(FapiMode::Off),
+        fapi_mode,
+        dpop_htu,
     }
+}
+
+/// What a proof can be for: nothing in it may be lost when it is normalised.
+fn is_target(url: &Uri) -> bool {
+    matches!(url.scheme_str(), Some("http" | "https" | "ws" | "wss"))
+        && url.query().is_none()
+        && !url
+            .authority()
+            .is_none_or(|authority| authority.as_str().contains('@'))
 }
 
 fn observability(t: &mut Table<'_>, host: IpAddr, sockets: &mut Sockets) -> ObservabilityConfig {

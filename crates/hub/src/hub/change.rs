@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::ports::PreparedTls;
-use super::{Hub, HubError, bind_all, certificates, refuse_unavailable, token};
+use super::{Hub, HubError, bind_all, certificates, token};
 use crate::config::{Change, HaConfig, HubConfig};
 use crate::listener::{self, Listener};
 use crate::mesh;
@@ -48,7 +48,6 @@ impl Hub {
 
     async fn apply(&self, change: &Change) -> Result<(), HubError> {
         let new = &change.config;
-        refuse_unavailable(new)?;
         let bound = bind_all(&change.listeners_added, &self.metrics)?;
         let token = token(&new.admin)?;
         let keys = self.keys.prepare(&new.security)?;

@@ -7,6 +7,7 @@
 //! | `nowconnect:{agent:ID}` | hash | the latest owner that was granted: `epoch`, `instance`; `at`, `by`, `rivals` for damping; lives for three days after the last claim |
 //! | `nowconnect:{hub:ID}` | hash | a hub's table: `#nonce`, `#version`, and an entry of JSON per agent; lives for 15 s unless renewed |
 //! | `nowconnect:hubs` | sorted set | hubs by their last sign of life |
+//! | `nowconnect:{proof:HASH}` | string | the hub that accepted a proof of possession; lives for two minutes, longer than the proof |
 //!
 //! and the channel `nowconnect:changes:DB`, on which each change of a table is told with the version
 //! that it makes. A reader applies the next version, and reads the table for anything else.
@@ -29,7 +30,7 @@ mod worker;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
@@ -45,6 +46,9 @@ pub(super) use worker::Worker;
 
 /// How long an agent waits for the registry before its hub decides alone.
 const PATIENCE: Duration = Duration::from_millis(700);
+/// How long proofs of possession need their own hub's nonce after the connection was lost: servers that
+/// come back may have forgotten which were shown.
+const AMNESIA: Duration = Duration::from_secs(120);
 
 /// What the hub and the task that keeps up the shared registry have in common.
 pub(super) struct Store {
@@ -57,6 +61,8 @@ pub(super) struct Store {
     /// An operation failed: the link is to be looked at.
     suspect: Notify,
     health: Mutex<RegistryHealth>,
+    /// When a connection was lost last.
+    lost_at: Mutex<Option<Instant>>,
     pub(super) stop: CancellationToken,
 }
 
@@ -69,6 +75,7 @@ impl Store {
             changed: Notify::new(),
             suspect: Notify::new(),
             health: Mutex::new(RegistryHealth::Down("not reached yet".to_owned())),
+            lost_at: Mutex::default(),
             stop,
         })
     }
@@ -94,6 +101,22 @@ impl Store {
                 None
             }
         }
+    }
+
+    /// See [`super::Registry::is_first_use`].
+    pub(super) async fn is_first_use(&self, hub: &str, proof: &str) -> Option<bool> {
+        let link = self.link.load_full()?;
+        if (*self.lost_at.lock()).is_some_and(|at| at.elapsed() < AMNESIA) {
+            return None;
+        }
+        let asked = timeout(PATIENCE, link.note_proof(hub, proof)).await;
+        let answer = asked.unwrap_or_else(|_| Err(link.late()));
+        answer
+            .inspect_err(|error| {
+                tracing::debug!(event = "proof_unanswered", %error);
+                self.suspect.notify_one();
+            })
+            .ok()
     }
 
     /// The agent's tunnels here are not what they were.

@@ -8,10 +8,12 @@ use arc_swap::ArcSwap;
 use nowconnect_proto::hello::Rejected;
 use tokio::sync::watch;
 
+use super::proofs::{Proofs, Presented};
 use super::session::rejected;
 use crate::auth::{Identity, Reason, Rejection, Verifier};
 use crate::config::SecurityConfig;
 use crate::metrics::Metrics;
+use crate::registry::Registry;
 
 /// Why an agent is turned away although its token is good.
 const REJECTIONS: [&str; 3] = ["agent_id_mismatch", "nothing_granted", "client_certificate"];
@@ -21,19 +23,22 @@ const REJECTIONS: [&str; 3] = ["agent_id_mismatch", "nothing_granted", "client_c
 pub struct Gate {
     verifier: ArcSwap<Verifier>,
     require_scopes: AtomicBool,
+    proofs: Proofs,
     metrics: Arc<Metrics>,
 }
 
 impl Gate {
     /// A gate that checks tokens with `verifier`.
     pub fn new(verifier: Verifier, config: &SecurityConfig, metrics: Arc<Metrics>) -> Self {
-        let known = Reason::ALL.iter().map(|reason| reason.code());
+        let failures = Reason::ALL.iter().filter(|reason| !reason.is_step());
+        let known = failures.map(|reason| reason.code());
         for code in known.chain(REJECTIONS) {
             metrics.tunnels.auth_failures.with([code]);
         }
         Self {
             verifier: ArcSwap::from_pointee(verifier),
             require_scopes: AtomicBool::new(config.require_connector_scopes),
+            proofs: Proofs::new(config),
             metrics,
         }
     }
@@ -43,6 +48,7 @@ impl Gate {
         self.verifier.store(Arc::new(verifier));
         self.require_scopes
             .store(config.require_connector_scopes, Ordering::Relaxed);
+        self.proofs.set_rules(config);
     }
 
     /// Whether a token must name the connectors of its agent.
@@ -55,9 +61,21 @@ impl Gate {
         self.verifier.load_full()
     }
 
-    /// Judges a token.
-    pub(super) async fn verify(&self, token: &str) -> Result<Identity, Rejection> {
-        self.verifier().verify(token, SystemTime::now()).await
+    /// Who may show proofs, and which.
+    pub(super) fn proofs(&self) -> &Proofs {
+        &self.proofs
+    }
+
+    /// Judges a token and, where one is due, the proof that was shown with it.
+    pub(super) async fn judge(
+        &self,
+        presented: &Presented<'_>,
+        registry: &Registry,
+    ) -> Result<Identity, Rejection> {
+        let verifier = self.verifier();
+        let mut identity = verifier.verify(presented.token, SystemTime::now()).await?;
+        self.proofs.judge(&mut identity, presented, registry).await?;
+        Ok(identity)
     }
 
     /// Counts an agent that was turned away.
@@ -72,7 +90,7 @@ impl Gate {
 
     /// Whether a token passes under the rules and keys in force, its dates aside.
     pub(super) fn upholds(&self, identity: &Identity) -> bool {
-        self.verifier.load().upholds(identity)
+        self.verifier.load().upholds(identity) && self.proofs.uphold(identity)
     }
 
     /// Parts connectors into those that the agent may export and those that it may not.

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use super::session::{MAILBOX, Mailbox, Parts, Session};
 use super::{Terms, Tunnels};
 use crate::auth::Identity;
+use crate::auth::dpop::Target;
 use crate::mesh::Shown;
 use crate::registry::{Claim, ClaimError, Lease};
 
@@ -35,6 +36,8 @@ pub(super) struct Newcomer {
     pub(super) tunnels: Arc<Tunnels>,
     pub(super) terms: Arc<Terms>,
     pub(super) identity: Identity,
+    /// The URL that it dialed, as far as that can be told.
+    pub(super) at: Option<Target>,
     pub(super) remote: IpAddr,
     /// What the client of its connection has shown.
     pub(super) certificate: Option<Shown>,
@@ -225,6 +228,7 @@ impl Newcomer {
             tunnels,
             terms,
             identity,
+            at,
             remote,
             certificate,
         } = self;
@@ -251,6 +255,7 @@ impl Newcomer {
         report_rejected(&link, &identity.agent_id, &exports, rejected);
         let parts = Parts {
             identity,
+            at,
             instance: hello.instance,
             version: hello.version,
             offers: hello.connectors,

@@ -16,7 +16,9 @@ use tokio::sync::{Notify, mpsc};
 
 use super::Tunnels;
 use super::gate::Gate;
-use crate::auth::Identity;
+use super::proofs::Presented;
+use crate::auth::dpop::Target;
+use crate::auth::{Identity, Reason as Refused, Rejection};
 use crate::mesh::Shown;
 use crate::metrics::Metrics;
 use crate::registry::{Lease, Owner};
@@ -51,6 +53,8 @@ pub struct Session {
     offers: Mutex<Vec<String>>,
     exports: ArcSwap<Vec<String>>,
     identity: Mutex<Identity>,
+    /// The URL that the agent dialed, as far as that can be told.
+    at: Option<Target>,
     /// The rules have changed.
     judge: Notify,
 }
@@ -58,6 +62,7 @@ pub struct Session {
 /// What a session is made of.
 pub(super) struct Parts {
     pub(super) identity: Identity,
+    pub(super) at: Option<Target>,
     pub(super) instance: Instance,
     pub(super) version: String,
     pub(super) offers: Vec<String>,
@@ -82,6 +87,7 @@ impl Session {
             offers: Mutex::new(parts.offers),
             exports: ArcSwap::from_pointee(parts.exports),
             identity: Mutex::new(parts.identity),
+            at: parts.at,
             judge: Notify::new(),
         })
     }
@@ -180,9 +186,15 @@ impl Session {
     /// another, is over.
     fn judge_token(&self, gate: &Gate) {
         let mut identity = self.identity.lock();
-        if !gate.upholds(&identity) {
-            identity.expires_at = SystemTime::UNIX_EPOCH;
+        if gate.upholds(&identity) || identity.expires_at == SystemTime::UNIX_EPOCH {
+            return;
         }
+        identity.expires_at = SystemTime::UNIX_EPOCH;
+        let reason = match gate.proofs().uphold(&identity) {
+            true => "rules_or_keys_changed",
+            false => Refused::DpopRequired.code(),
+        };
+        tracing::warn!(event = "token_revoked", agent_id = %self.agent_id, reason, audit = true);
     }
 
     /// Looks at the token and at the exports again: the rules have changed.
@@ -257,35 +269,59 @@ impl Session {
     }
 
     async fn renew(self: &Arc<Self>, tunnels: &Tunnels, token: Token) -> TokenAck {
-        let refuse = |code: &'static str| {
-            tunnels.gate().count_rejection(code);
-            if let Some(suppressed) = tunnels.pass(code) {
-                tracing::warn!(
-                    event = "jwt_rejected",
-                    agent_id = %self.agent_id,
-                    remote = %self.remote,
-                    reason = code,
-                    renewal = true,
-                    suppressed,
-                    audit = true,
-                );
+        let gate = tunnels.gate();
+        let presented = Presented::with_renewal(&token.token, token.proof.as_deref(), self.at.as_ref());
+        let identity = match gate.judge(&presented, &tunnels.registry).await {
+            Ok(identity) if identity.agent_id != *self.agent_id => {
+                return self.refuse(tunnels, "agent_id_mismatch", "");
             }
-            TokenAck::Refused {
-                error: code.to_owned(),
+            Ok(identity) if !self.is_same_key(&identity) => {
+                return self.refuse(tunnels, Refused::DpopKeyChanged.code(), "");
+            }
+            Ok(identity) => identity,
+            Err(Rejection { reason, detail }) => {
+                let wants_nonce = reason.challenge() == Some("use_dpop_nonce");
+                if !reason.is_step() {
+                    self.refuse(tunnels, reason.code(), &detail);
+                }
+                return TokenAck::Refused {
+                    error: reason.code().to_owned(),
+                    nonce: wants_nonce.then(|| gate.proofs().nonce()),
+                };
             }
         };
-        match tunnels.gate().verify(&token.token).await {
-            Ok(identity) if identity.agent_id == *self.agent_id => {
-                let expires = identity.expires_at.duration_since(SystemTime::UNIX_EPOCH);
-                *self.identity.lock() = identity;
-                self.judge_exports(tunnels);
-                tracing::info!(event = "token_renewed", agent_id = %self.agent_id, audit = true);
-                TokenAck::Renewed {
-                    expires_at: expires.unwrap_or_default().as_secs(),
-                }
-            }
-            Ok(_) => refuse("agent_id_mismatch"),
-            Err(rejection) => refuse(rejection.reason.code()),
+        let expires = identity.expires_at.duration_since(SystemTime::UNIX_EPOCH);
+        *self.identity.lock() = identity;
+        self.judge_exports(tunnels);
+        tracing::info!(event = "token_renewed", agent_id = %self.agent_id, audit = true);
+        TokenAck::Renewed {
+            expires_at: expires.unwrap_or_default().as_secs(),
+        }
+    }
+
+    /// A tunnel whose agent has proven to hold a key stays with that key.
+    fn is_same_key(&self, renewed: &Identity) -> bool {
+        let identity = self.identity.lock();
+        !identity.proven || identity.proof_key == renewed.proof_key
+    }
+
+    fn refuse(&self, tunnels: &Tunnels, code: &'static str, detail: &str) -> TokenAck {
+        tunnels.gate().count_rejection(code);
+        if let Some(suppressed) = tunnels.pass(code) {
+            tracing::warn!(
+                event = "jwt_rejected",
+                agent_id = %self.agent_id,
+                remote = %self.remote,
+                reason = code,
+                detail,
+                renewal = true,
+                suppressed,
+                audit = true,
+            );
+        }
+        TokenAck::Refused {
+            error: code.to_owned(),
+            nonce: None,
         }
     }
 }

@@ -212,6 +212,7 @@ async fn new_scopes_take_effect_on_living_tunnels() {
     scoped["connectors"] = serde_json::json!(["pg"]);
     let renewal = Token {
         token: rig.issuer.sign(&scoped).unwrap(),
+        proof: None,
     };
     agent
         .link
@@ -304,6 +305,7 @@ async fn a_token_that_expires_ends_the_tunnel_unless_it_is_renewed() {
 
     let renewal = Token {
         token: rig.issuer.token("site-1").unwrap(),
+        proof: None,
     };
     renewing
         .link
@@ -317,6 +319,7 @@ async fn a_token_that_expires_ends_the_tunnel_unless_it_is_renewed() {
     ));
     let foreign = Token {
         token: rig.issuer.token("site-2").unwrap(),
+        proof: None,
     };
     renewing
         .link
@@ -327,7 +330,8 @@ async fn a_token_that_expires_ends_the_tunnel_unless_it_is_renewed() {
     assert_eq!(
         TokenAck::decode(&body).unwrap(),
         TokenAck::Refused {
-            error: "agent_id_mismatch".into()
+            error: "agent_id_mismatch".into(),
+            nonce: None,
         }
     );
 

@@ -51,6 +51,8 @@ pub enum UpgradeError {
         body: String,
         /// When to try again, when the server said so.
         retry_after: Option<Duration>,
+        /// What a proof of possession must be made with, when the server said so (RFC 9449 section 9).
+        nonce: Option<String>,
     },
     /// The server said yes, but not the way RFC 6455 section 4.1 wants it.
     #[error(
@@ -181,8 +183,15 @@ fn refused(head: &Head, body: String) -> UpgradeError {
         status: head.status,
         reason: reason.map(str::to_owned),
         retry_after: reply::retry_after(&head.headers),
+        nonce: nonce(&head.headers),
         body,
     }
+}
+
+fn nonce(headers: &HeaderMap) -> Option<String> {
+    const MAX_NONCE: usize = 256;
+    let value = headers.get("dpop-nonce")?.to_str().ok()?;
+    ((1..=MAX_NONCE).contains(&value.len())).then(|| value.to_owned())
 }
 
 /// The checks of RFC 6455 section 4.1; returns the subprotocol.

@@ -23,6 +23,8 @@ const TABLE_MS: u64 = 15_000;
 const HUB_MS: u64 = 60_000;
 /// How long a new owner counts as living although nobody has heard of it yet.
 const FRESH_MS: u64 = 1_000;
+/// How long a proof of possession is remembered; a hub accepts none for longer, whatever its clock.
+const PROOF_MS: u64 = 120_000;
 /// Every hub that shows signs of life.
 const HUBS_KEY: &str = "nowconnect:hubs";
 /// Fields of a table that are no agents, whose names never begin like that.
@@ -118,6 +120,18 @@ impl Link {
         ];
         self.call(&HOLD, &record_key(agent_id), &args).await?;
         Ok(())
+    }
+
+    /// Remembers that `hub` was shown a proof; `false` when one was before.
+    pub(super) async fn note_proof(&self, hub: &str, proof: &str) -> Result<bool, Fault> {
+        let key = format!("nowconnect:{{proof:{proof}}}");
+        let mut command = redis::cmd("SET");
+        command.arg(&key).arg(hub).arg("NX").arg("PX").arg(PROOF_MS);
+        match self.ask(&key, &command).await? {
+            Value::Okay => Ok(true),
+            Value::Nil => Ok(false),
+            _ => Err(self.misunderstood("to a proof")),
+        }
     }
 
     /// Writes or renews this hub's table.

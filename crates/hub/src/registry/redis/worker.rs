@@ -86,7 +86,9 @@ impl Worker {
         let start = Instant::now();
         let stop = self.store.stop.clone();
         while let Err(fault) = self.session(&mut backoff, start).await {
-            self.store.link.store(None);
+            if self.store.link.swap(None).is_some() {
+                *self.store.lost_at.lock() = Some(Instant::now());
+            }
             self.tables.suspend();
             self.show(RegistryHealth::Down(fault.to_string()));
             backoff.note_lost(start.elapsed());

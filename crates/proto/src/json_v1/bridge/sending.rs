@@ -36,7 +36,11 @@ impl Bridge {
             Frame::Update(body) => refuse_update(&body, out),
             Frame::Token(_) => {
                 let error = "not possible in version 1".to_owned();
-                answer(&TokenAck::Refused { error }, Frame::TokenAck, out);
+                answer(
+                    &TokenAck::Refused { error, nonce: None },
+                    Frame::TokenAck,
+                    out,
+                );
             }
             Frame::Open { id, open } => self.send_open(id, *open, now_ms, out),
             Frame::OpenAck { id, limit, .. } => self.take_credit(id, limit, out),
