@@ -31,7 +31,7 @@ pub enum Failure {
     #[error(transparent)]
     Proof(#[from] ProofError),
     /// The hub, or something in front of it, does not let us in.
-    #[error("{error}{hint}", error = .0, hint = demand(.0))]
+    #[error(transparent)]
     Upgrade(#[from] UpgradeError),
     /// No answer.
     #[error(
@@ -114,17 +114,6 @@ impl Failure {
 /// How long to stay away from a hub that ended a tunnel for `reason`.
 pub(crate) fn rest_after(reason: Reason) -> Option<Duration> {
     matches!(reason, Reason::Superseded | Reason::IdentityConflict).then_some(REST)
-}
-
-fn demand(error: &UpgradeError) -> &'static str {
-    match error {
-        UpgradeError::Refused { reason, .. } if reason.as_deref() == Some("dpop_required") => {
-            "; it takes a token only with a proof of possession (DPoP): make a key with `nowconnect \
-             token dpop-key --out FILE`, set tunnel.auth.dpop_key_file (NC_DPOP_KEY_FILE), and have \
-             the key's thumbprint put into the token as cnf.jkt"
-        }
-        _ => "",
-    }
 }
 
 fn refusal(reason: Reason) -> String {

@@ -137,13 +137,12 @@ provider the line `claim` for the agent's tokens, or `jwk` where it asks for the
 /// Make the key with which an agent proves that its token is its own (DPoP), or show what tells of one
 #[derive(Debug, clap::Args)]
 #[command(after_help = DPOP_KEY_EXAMPLES)]
-#[group(id = "file", required = true, multiple = false, args = ["out", "show"])]
 struct DpopKey {
     /// File to write: PKCS#8 PEM, mode 0600
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", required_unless_present = "show")]
     out: Option<PathBuf>,
     /// Existing key file to read
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["out", "alg", "force"])]
     show: Option<PathBuf>,
     /// Signature algorithm of a new key
     #[arg(long, value_enum, default_value = "ES256", ignore_case = true)]
@@ -208,7 +207,9 @@ fn read_proof_key(path: &Path) -> Result<ProofKey, Failure> {
 fn thumbprint(text: &str) -> Result<String, String> {
     match is_thumbprint(text) {
         true => Ok(text.to_owned()),
-        false => Err("no thumbprint; `nowconnect token dpop-key --show FILE` prints one".to_owned()),
+        false => {
+            Err("no thumbprint; `nowconnect token dpop-key --show FILE` prints one".to_owned())
+        }
     }
 }
 

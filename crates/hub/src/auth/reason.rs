@@ -156,7 +156,7 @@ impl Reason {
             Reason::KeysUnavailable => "the hub cannot reach security.jwks_url; it keeps trying",
             Reason::DpopRequired => {
                 "prove possession of a key (DPoP): set tunnel.auth.dpop_key_file (NC_DPOP_KEY_FILE) on \
-                 the agent; nowconnect token dpop-key --out FILE makes one"
+                 the agent; nowconnect token dpop-key --out FILE makes one, for the token's cnf.jkt"
             }
             Reason::DpopMissing => "send the DPoP header with Authorization: DPoP",
             Reason::DpopMalformed => "send exactly one DPoP proof as RFC 9449 section 4.2 has it",

@@ -8,6 +8,7 @@
 
 mod admin;
 mod agent;
+mod dpop;
 mod drain;
 mod flows;
 mod judged;

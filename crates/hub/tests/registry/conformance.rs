@@ -152,3 +152,58 @@ async fn both_judge_alike() -> Result<()> {
     }
     Ok(())
 }
+
+/// Alone there is nobody to ask, so a proof needs the nonce of its hub; two hubs that share a registry
+/// accept each proof once between them, whoever is first.
+#[tokio::test]
+async fn a_proof_is_new_once_for_all_who_share() -> Result<()> {
+    let alone = Side::alone("hub-a");
+    assert_eq!(alone.registry.is_first_use("one").await, None);
+
+    let redis = Redis::start().await?;
+    let (a, b) = (
+        Side::up("hub-a", &redis.url()).await?,
+        Side::up("hub-b", &redis.url()).await?,
+    );
+    for round in 0..20 {
+        let proof = format!("proof-{round}");
+        let (first, second) = tokio::join!(
+            a.registry.is_first_use(&proof),
+            b.registry.is_first_use(&proof)
+        );
+        assert_eq!(
+            first
+                .map(u8::from)
+                .zip(second.map(u8::from))
+                .map(|(a, b)| a + b),
+            Some(1)
+        );
+        assert_eq!(a.registry.is_first_use(&proof).await, Some(false));
+    }
+    let left: i64 = redis
+        .run(&["PTTL", "nowconnect:{proof:proof-0}"])
+        .await?
+        .parse()?;
+    assert!((100_000..=120_000).contains(&left), "{left}");
+    Ok(())
+}
+
+/// Servers that were away may have forgotten: their word counts again when every proof of before is
+/// over.
+#[tokio::test]
+async fn a_registry_that_was_lost_is_not_asked_about_proofs() -> Result<()> {
+    let mut redis = Redis::start().await?;
+    let side = Side::up("hub-a", &redis.url()).await?;
+    assert_eq!(side.registry.is_first_use("one").await, Some(true));
+    redis.kill().await?;
+    side.wait_down().await?;
+    assert_eq!(side.registry.is_first_use("one").await, None);
+    redis.restart().await?;
+    side.wait_up().await?;
+    assert_eq!(
+        side.registry.is_first_use("one").await,
+        None,
+        "it has forgotten"
+    );
+    Ok(())
+}

@@ -41,7 +41,7 @@ pub enum UpgradeError {
     #[error("no answer to the upgrade: {0}; check that the URL leads to a hub")]
     Reply(#[from] ReplyError),
     /// The server said no.
-    #[error("the upgrade was refused with {status}{}; {}", shown(.body), hint(*.status))]
+    #[error("the upgrade was refused with {status}{}; {}", shown(.body), hint(*.status, .reason.as_deref()))]
     Refused {
         /// HTTP status.
         status: StatusCode,
@@ -70,8 +70,11 @@ fn shown(body: &str) -> String {
     }
 }
 
-fn hint(status: StatusCode) -> &'static str {
+fn hint(status: StatusCode, reason: Option<&str>) -> &'static str {
     match status.as_u16() {
+        401 if reason.is_some_and(|reason| reason.contains("dpop")) => {
+            "the token is to be shown with a proof that it is ours"
+        }
         300..=399 => "the URL must be the hub's own, redirects are not followed",
         401 => "check the token: expiry, audience, and that the hub trusts its issuer",
         403 => "the hub or something in front of it does not let this client in",
