@@ -367,7 +367,7 @@ async fn the_mode_changes_while_agents_are_connected() -> Result<()> {
     let revoked = hub.log().wait_event("token_revoked").await?;
     assert_eq!(
         (revoked.text("agent_id"), revoked.text("reason")),
-        ("site-2", "dpop_required")
+        ("site-2".into(), "dpop_required".into())
     );
     plain.log().wait_event("goaway").await?;
     hub.wait_agents(1).await?;
