@@ -82,10 +82,9 @@ impl HubService {
             .await
             .map_err(|error| match error {
                 HubError::Bind(_) | HubError::Memory(..) => Failure::from(error),
-                HubError::Tls(_)
-                | HubError::Mesh(_)
-                | HubError::Token(_)
-                | HubError::Pdp(_) => Failure::usage(error),
+                HubError::Tls(_) | HubError::Mesh(_) | HubError::Token(_) | HubError::Pdp(_) => {
+                    Failure::usage(error)
+                }
             })?;
         hub.show_config(loaded.effective, Vec::new());
         hub.show_events(log.recent());

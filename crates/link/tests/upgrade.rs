@@ -289,7 +289,9 @@ async fn refusals_reach_the_client_typed() {
             reason,
             retry_after,
             body,
+            nonce,
         } => {
+            assert_eq!(nonce, None);
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(reason.as_deref(), Some("draining"));
             assert_eq!(retry_after, Some(Duration::from_secs(7)));
