@@ -135,6 +135,9 @@ fn every_documented_variable_has_its_effect() {
             let identity = c.tunnel.identity.as_ref();
             identity.is_some_and(|own| own.key_file == Path::new("/other.key"))
         }),
+        ("NC_DPOP_KEY_FILE", "/key", |c| {
+            c.tunnel.dpop_key_file.as_deref() == Some(Path::new("/key"))
+        }),
         ("NC_PROTOCOL", "1", |c| c.tunnel.protocol == Protocol::V1),
         ("NC_LOG_LEVEL", "debug", |c| {
             c.observability.log_level == LogLevel::Debug

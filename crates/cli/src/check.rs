@@ -88,7 +88,7 @@ struct Checked {
 }
 
 impl Checked {
-    fn hub(loaded: &Loaded<HubConfig>) -> Self {
+    fn hub(loaded: &Loaded<HubConfig>) -> Result<Self, Problems> {
         let config = &loaded.config;
         let what = format!(
             "{} listeners, {} peers, HA {}",

@@ -124,8 +124,8 @@ impl Proof {
     /// The first rule it breaks.
     pub fn check(proof: &str, occasion: &Occasion<'_>, nonces: &Nonces) -> Result<Self, Rejection> {
         let (key, payload) = verified(proof)?;
-        let claims: Claims = object(&payload)
-            .map_err(|error| malformed(format!("its claims: {error}")))?;
+        let claims: Claims =
+            object(&payload).map_err(|error| malformed(format!("its claims: {error}")))?;
         let jti = required(claims.jti, "jti")?;
         if !(1..=MAX_JTI_BYTES).contains(&jti.len()) {
             return Err(malformed(format!(
@@ -170,8 +170,7 @@ fn verified(proof: &str) -> Result<(VerifyKey, String), Rejection> {
         return Err(malformed("it is not three parts"));
     };
     let header = decode(head).ok_or_else(|| malformed("its header is not base64url"))?;
-    let header: Header =
-        object(&header).map_err(|_| malformed("its header is no JOSE header"))?;
+    let header: Header = object(&header).map_err(|_| malformed("its header is no JOSE header"))?;
     if header.typ.as_deref() != Some("dpop+jwt") {
         return Err(malformed("its typ is not dpop+jwt"));
     }
