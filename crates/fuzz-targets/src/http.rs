@@ -46,7 +46,8 @@ pub fn upgrade_request(data: &[u8]) {
         client.shutdown().await.expect("memory");
         let service = service_fn(|mut request| {
             requests.fetch_add(1, Ordering::Relaxed);
-            let _ = auth::bearer(request.headers());
+            let _ = auth::authorization(request.headers());
+            let _ = auth::proof(request.headers());
             let answer = match Offer::from_request(&request) {
                 Ok(offer) => {
                     accepted.fetch_add(1, Ordering::Relaxed);
