@@ -54,6 +54,8 @@ pub struct PortTls {
 pub(crate) struct Call {
     pub(crate) request: Request<Incoming>,
     pub(crate) peer: SocketAddr,
+    /// TLS ends here.
+    pub(crate) over_tls: bool,
     /// Certificates that the client has shown. It holds the key of the first; whether that means
     /// anything, the path must judge.
     pub(crate) certificates: Option<Shown>,
@@ -86,7 +88,12 @@ impl Respond for Surface {
         match (path, &self.tunnels) {
             ("/tunnel", Some(_)) if call.busy => answer::unavailable("busy", 5),
             ("/tunnel", Some(tunnels)) => tunnels
-                .receive(&mut call.request, call.peer, self.tls.is_some(), call.certificates)
+                .receive(
+                    &mut call.request,
+                    call.peer,
+                    call.over_tls,
+                    call.certificates,
+                )
                 .await
                 .unwrap_or_else(Refusal::into_response),
             ("/mesh", Some(_)) => self.join(call).await,

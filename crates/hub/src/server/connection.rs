@@ -204,13 +204,14 @@ impl<S: Respond> Doorman<S> {
     async fn serve(&self, stream: Stream, peer: SocketAddr, busy: bool) {
         let surface = &self.surface;
         let certificates: Option<Shown> = stream.peer_certificates().map(Into::into);
-        let certificates = &certificates;
+        let (certificates, over_tls) = (&certificates, matches!(stream, Stream::Tls(_)));
         let service = service_fn(|request| async move {
             Ok::<_, std::convert::Infallible>(
                 surface
                     .answer(Call {
                         request,
                         peer,
+                        over_tls,
                         certificates: certificates.clone(),
                         busy,
                     })

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use nowconnect_proto::hello::Rejected;
 use tokio::sync::watch;
 
-use super::proofs::{Proofs, Presented};
+use super::proofs::{Presented, Proofs};
 use super::session::rejected;
 use crate::auth::{Identity, Reason, Rejection, Verifier};
 use crate::config::SecurityConfig;
@@ -74,7 +74,9 @@ impl Gate {
     ) -> Result<Identity, Rejection> {
         let verifier = self.verifier();
         let mut identity = verifier.verify(presented.token, SystemTime::now()).await?;
-        self.proofs.judge(&mut identity, presented, registry).await?;
+        self.proofs
+            .judge(&mut identity, presented, registry)
+            .await?;
         Ok(identity)
     }
 

@@ -270,7 +270,8 @@ impl Session {
 
     async fn renew(self: &Arc<Self>, tunnels: &Tunnels, token: Token) -> TokenAck {
         let gate = tunnels.gate();
-        let presented = Presented::with_renewal(&token.token, token.proof.as_deref(), self.at.as_ref());
+        let presented =
+            Presented::with_renewal(&token.token, token.proof.as_deref(), self.at.as_ref());
         let identity = match gate.judge(&presented, &tunnels.registry).await {
             Ok(identity) if identity.agent_id != *self.agent_id => {
                 return self.refuse(tunnels, "agent_id_mismatch", "");
