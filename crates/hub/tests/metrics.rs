@@ -15,6 +15,7 @@ fn everything() -> String {
     let agent = metrics.agent_label("site-1");
     metrics.tunnels.reconnects.with([agent, "closed"]);
     metrics.tunnels.uptime.with([agent]);
+    metrics.tunnels.token_expiry.with([agent]);
     metrics.tunnels.auth_failures.with(["expired"]);
     metrics
         .tunnels
