@@ -9,6 +9,7 @@ use nowconnect_hub::hub::{Hub, HubError};
 use nowconnect_link::shards::Shards;
 use nowconnect_settings::{Env, Loaded, Source};
 
+use crate::audit::Audit;
 use crate::failure::Failure;
 use crate::hardening::keep_memory_private;
 use crate::logging::Log;
@@ -63,12 +64,13 @@ async fn run_hub(
 /// A hub and where its configuration comes from.
 pub(crate) struct HubService {
     source: Source,
+    audit: Audit,
     /// The running hub.
     pub(crate) hub: Hub,
 }
 
 impl HubService {
-    /// Starts a hub whose log level follows its configuration.
+    /// Starts a hub whose log level and audit trail follow its configuration.
     pub(crate) async fn start(
         source: Source,
         loaded: Loaded<HubConfig>,
@@ -76,7 +78,9 @@ impl HubService {
         log: &Log,
     ) -> Result<Self, Failure> {
         log_warnings(&loaded.warnings);
-        let level = log.level();
+        let (level, audit) = (log.level(), log.audit().clone());
+        let trail = audit.prepare(&loaded.config.audit);
+        audit.commit(trail.map_err(Failure::usage)?)?;
         let follow = Box::new(move |configured| level.set(level_filter(configured)));
         let hub = Hub::start(loaded.config, shards, follow)
             .await
@@ -87,22 +91,42 @@ impl HubService {
                 }
             })?;
         hub.show_config(loaded.effective, Vec::new());
+        let tally = audit.tally().clone();
+        hub.metrics()
+            .on_scrape(move |metrics| tally.show(&metrics.audit));
         hub.show_events(log.recent());
-        Ok(Self { source, hub })
+        Ok(Self { source, audit, hub })
     }
 }
 
 impl Service for HubService {
     async fn reload(&mut self) -> Result<Reloaded, String> {
+        // Whatever becomes of the configuration: whoever moved the file away waits for this.
+        self.audit.look();
         let loaded = HubConfig::load(&self.source).map_err(|problems| {
             self.hub.reject_reload(&problems);
             problems.to_string()
         })?;
         let files = loaded.files();
         log_warnings(&loaded.warnings);
+        let trail = self.audit.prepare(&loaded.config.audit).map_err(|error| {
+            let error = format!("{error:#}");
+            self.hub.reject_reload(&error);
+            error
+        })?;
         // The hub says itself, in its log and metrics, whether it took it.
-        let taken = self.hub.reload(loaded.config).await;
+        let taken = self
+            .hub
+            .reload_as(loaded.config, Some(&loaded.effective))
+            .await;
         let needs_restart = taken.map_err(|error| error.to_string())?;
+        let audit = self.audit.clone();
+        // It may have to wait for a slow disk.
+        let followed = tokio::task::spawn_blocking(move || audit.commit(trail)).await;
+        followed
+            .map_err(std::io::Error::other)
+            .flatten()
+            .map_err(|error| error.to_string())?;
         self.hub
             .show_config(loaded.effective, needs_restart.clone());
         Ok(Reloaded {

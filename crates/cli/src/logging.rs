@@ -15,17 +15,19 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 
-pub(crate) use line::Shape;
+use crate::audit::Audit;
+pub(crate) use line::{Shape, marked, now};
 use recent::RecentEvents;
 use writer::{Flush, Lines};
 
 /// The prefix of our own crates' targets.
 const OURS: &str = "nowconnect";
 
-/// The process's log. Dropping it writes out what waits, for at most a second.
+/// The process's log. Dropping it writes out what waits, for a few seconds at most.
 pub(crate) struct Log {
     level: LevelControl,
     recent: Arc<Recent>,
+    audit: Audit,
     _flush: Flush,
 }
 
@@ -44,9 +46,11 @@ impl Log {
         let (lines, flush) = writer::start(stdout, shape)?;
         let (filter, handle) = reload::Layer::new(targets(level));
         let recent = Arc::<Recent>::default();
+        let audit = Audit::default();
         let subscriber = Registry::default()
             .with(EventLines { shape, lines }.with_filter(filter))
-            .with(RecentEvents::layer(recent.clone()));
+            .with(RecentEvents::layer(recent.clone()))
+            .with(audit.layer());
         tracing::subscriber::set_global_default(subscriber).map_err(std::io::Error::other)?;
         let to_stderr = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
@@ -56,6 +60,7 @@ impl Log {
         Ok(Self {
             level: LevelControl(handle),
             recent,
+            audit,
             _flush: flush,
         })
     }
@@ -68,6 +73,18 @@ impl Log {
     /// To change the level later.
     pub(crate) fn level(&self) -> LevelControl {
         self.level.clone()
+    }
+
+    /// The second place where events go that are marked as audit records.
+    pub(crate) fn audit(&self) -> &Audit {
+        &self.audit
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        // It has last words for the log.
+        self.audit.finish();
     }
 }
 

@@ -3,6 +3,7 @@
 mod admin;
 mod agent;
 mod agents;
+mod audit;
 mod cells;
 mod certs;
 mod check;
@@ -70,6 +71,7 @@ enum Command {
     Reload(reload::Args),
     Drain(drain::Args),
     Policy(policy::Args),
+    Audit(audit::Args),
     Token(token::Args),
     Certs(certs::Args),
     Completions(completions::Args),
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
         Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => drain::run(&args),
         Command::Policy(args) => policy::run(&args),
+        Command::Audit(args) => return audit::run(&args),
         Command::Token(args) => token::run(args),
         Command::Certs(args) => certs::run(args),
         Command::Completions(args) => completions::run(&args),

@@ -5,6 +5,7 @@
 
 mod access;
 mod agent_orders;
+mod attempts;
 mod cluster;
 mod explain;
 mod flow_view;
@@ -19,11 +20,12 @@ mod recent;
 mod route;
 mod view;
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use http::header::AUTHORIZATION;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use nowconnect_link::quiet::Quiet;
@@ -51,6 +53,7 @@ pub use recent::{KINDS, Recent};
 
 use access::Refused;
 use agent_orders::{Operator, Wish};
+use attempts::Attempts;
 use cluster::Part;
 use explain::Case;
 use history::History;
@@ -103,7 +106,8 @@ pub struct Admin {
     /// Whether the port speaks TLS.
     tls: bool,
     started: Instant,
-    quiet: Quiet,
+    attempts: Attempts,
+    quiet: Mutex<HashMap<&'static str, Quiet>>,
 }
 
 /// What a reload may change.
@@ -148,7 +152,8 @@ impl Admin {
             orders: sender,
             tls,
             started: Instant::now(),
-            quiet: Quiet::default(),
+            attempts: Attempts::default(),
+            quiet: Mutex::default(),
         };
         (Arc::new(admin), orders)
     }
@@ -181,6 +186,13 @@ impl Admin {
         self.history.sample(&self.scope);
     }
 
+    /// The keys in which `effective` differs from what is shown.
+    pub fn differences(&self, effective: &Effective) -> Vec<String> {
+        let shown = self.shown.load();
+        let shown = shown.config.as_ref();
+        shown.map_or_else(Vec::new, |shown| shown.differences(effective))
+    }
+
     /// Whether its port speaks TLS.
     pub fn tls(&self) -> bool {
         self.tls
@@ -190,7 +202,7 @@ impl Admin {
         let request = &call.request;
         access::check_origin(request, self.tls)?;
         if let Some(token) = &self.rules.load().token {
-            access::check_token(request, token)?;
+            self.check_token(call, token)?;
         }
         let path = request.uri().path().to_owned();
         let Some(route) = Route::parse(&path) else {
@@ -212,8 +224,8 @@ impl Admin {
             Route::Config => self.config(),
             Route::Explain => self.explain(call).await,
             Route::OpenApi => answer::body(StatusCode::OK, "application/json", OPENAPI),
-            Route::Reload => self.reload(call.peer).await,
-            Route::Drain => self.drain(call.peer),
+            Route::Reload => self.reload().await,
+            Route::Drain => self.drain(),
             _ => self
                 .report(route, &path, &query, &call.peer.to_string())
                 .await
@@ -320,6 +332,52 @@ impl Admin {
         })
     }
 
+    /// Refuses who does not show the token, and who has shown too many others.
+    fn check_token(&self, call: &Call, token: &Token) -> Result<(), Refused> {
+        let (headers, address) = (call.request.headers(), call.peer.ip());
+        if !headers.contains_key(AUTHORIZATION) {
+            return Err(Refused::TOKEN);
+        }
+        if self.attempts.are_used_up(address) {
+            return Err(Refused::ATTEMPTS);
+        }
+        access::check_token(&call.request, token).inspect_err(|_| self.attempts.count(address))
+    }
+
+    /// Records what was asked and what became of it, unless somebody only looked.
+    fn record(&self, call: &Call, outcome: &Result<Answer, Refused>) {
+        let route = Route::parse(call.request.uri().path());
+        let action = route.map_or("none", Route::name);
+        let agent_id = route.and_then(Route::agent_id);
+        match outcome {
+            Ok(answer) if route.is_some_and(Route::acts) => tracing::info!(
+                event = "admin_action",
+                action,
+                agent_id,
+                peer = %call.peer,
+                by = if self.rules.load().token.is_some() { "token" } else { "loopback" },
+                status = answer.status().as_u16(),
+                result = if answer.status().is_success() { "done" } else { "refused" },
+                audit = true,
+            ),
+            Ok(_) => {}
+            Err(refused) => {
+                let pass = self.quiet.lock().entry(refused.code).or_default().pass();
+                if let Some(suppressed) = pass {
+                    tracing::warn!(
+                        event = "admin_refused",
+                        action,
+                        agent_id,
+                        peer = %call.peer,
+                        reason = refused.code,
+                        suppressed,
+                        audit = true,
+                    );
+                }
+            }
+        }
+    }
+
     fn status(&self) -> Value {
         let (_, mut status) = self.scope.health.readiness(false);
         let shown = self.shown.load();
@@ -358,8 +416,7 @@ impl Admin {
         }
     }
 
-    async fn reload(&self, peer: SocketAddr) -> Answer {
-        tracing::info!(event = "admin_action", action = "reload", %peer, audit = true);
+    async fn reload(&self) -> Answer {
         match self.orders.reload().await {
             Ok(Ok(needs_restart)) => {
                 found(&json!({ "result": "applied", "needs_restart": needs_restart }))
@@ -372,8 +429,7 @@ impl Admin {
         }
     }
 
-    fn drain(&self, peer: SocketAddr) -> Answer {
-        tracing::info!(event = "admin_action", action = "drain", %peer, audit = true);
+    fn drain(&self) -> Answer {
         if self.scope.health.stage() != Stage::Draining
             && let Err(not_taken) = self.orders.drain()
         {
@@ -441,18 +497,9 @@ impl Respond for Admin {
         if call.busy {
             return answer::unavailable("busy", 5);
         }
-        self.serve(&mut call).await.unwrap_or_else(|refused| {
-            if let Some(suppressed) = self.quiet.pass() {
-                tracing::warn!(
-                    event = "admin_refused",
-                    reason = refused.code,
-                    peer = %call.peer,
-                    suppressed,
-                    audit = true,
-                );
-            }
-            refused.into_answer()
-        })
+        let outcome = self.serve(&mut call).await;
+        self.record(&call, &outcome);
+        outcome.unwrap_or_else(Refused::into_answer)
     }
 
     fn metrics(&self) -> &Metrics {

@@ -15,6 +15,8 @@ pub mod reason;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use aws_lc_rs::digest::{SHA256, digest};
+
 pub use jwks::{Keys, Timing};
 pub use jwt::{Identity, Rules};
 pub use reason::{Reason, Rejection};
@@ -49,15 +51,39 @@ impl Verifier {
 
     /// Judges the compact JWT `token` at wall-clock time `now`.
     ///
-    /// Waits at most one key fetch (see [`Timing`]), and only when the token names an unknown key.
+    /// Waits at most one key fetch (see [`Timing`]), and only when the token names an unknown key. A
+    /// token without a `jti` that is fit for records is named by the beginning of its SHA-256.
     ///
     /// # Errors
     /// The first rule that the token breaks.
     pub async fn verify(&self, token: &str, now: SystemTime) -> Result<Identity, Rejection> {
         let parsed = jwt::Unverified::parse(token)?;
         let key = self.keys.find(parsed.key_id(), parsed.algorithm()).await?;
-        parsed.verify(&key, &self.rules, now)
+        let mut identity = parsed.verify(&key, &self.rules, now)?;
+        let fit = identity.token_id.take().filter(|id| is_token_id(id));
+        identity.token_id = Some(fit.unwrap_or_else(|| fingerprint(token)));
+        Ok(identity)
     }
+}
+
+/// Characters of the longest name of a token that records and other hubs get to see.
+const MAX_TOKEN_ID: usize = 64;
+
+/// Whether `id` may name a token in records.
+pub(crate) fn is_token_id(id: &str) -> bool {
+    (1..=MAX_TOKEN_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// The name of a token that has none: enough of its SHA-256 to tell it from others, and nothing that
+/// could be shown in its place.
+fn fingerprint(token: &str) -> Arc<str> {
+    use std::fmt::Write as _;
+    let digest = digest(&SHA256, token.as_bytes());
+    let mut name = "sha256:".to_owned();
+    for byte in &digest.as_ref()[..8] {
+        let _ = write!(name, "{byte:02x}");
+    }
+    name.into()
 }
 
 /// How a token is shown.
@@ -129,6 +155,16 @@ mod tests {
             .iter()
             .map(|v| (AUTHORIZATION, HeaderValue::from_static(v)))
             .collect()
+    }
+
+    #[test]
+    fn tokens_are_named_by_what_is_no_token() {
+        let name = fingerprint("a.b.c");
+        assert_eq!(name.len(), "sha256:".len() + 16);
+        assert!(is_token_id(&name) && name != fingerprint("a.b.d"));
+        for unfit in ["", "a b", "\n", "\u{e4}", &"x".repeat(65)] {
+            assert!(!is_token_id(unfit), "{unfit}");
+        }
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub struct HubConfig {
     pub pdp: Option<PdpConfig>,
     /// The admin API.
     pub admin: AdminConfig,
+    /// The audit trail.
+    pub audit: AuditConfig,
     /// High availability.
     pub ha: HaConfig,
 }
@@ -263,6 +265,17 @@ pub struct AdminConfig {
     pub bind: SocketAddr,
     /// File with the bearer token; `None` only on loopback.
     pub token_file: Option<PathBuf>,
+}
+
+/// `audit`: where audit records go besides the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// File of the records; `None` = only the log has them.
+    pub file: Option<PathBuf>,
+    /// Whether each record holds the hash of the one before.
+    pub hash_chain: bool,
+    /// Key of these hashes; `None` = anybody can compute them.
+    pub key_file: Option<PathBuf>,
 }
 
 /// `ha`: several hubs as one.

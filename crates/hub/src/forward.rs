@@ -8,13 +8,15 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use nowconnect_link::pool::{Pool, Share};
-use nowconnect_link::relayed::{Relayed, Side};
+use nowconnect_link::quiet::Quiet;
+use nowconnect_link::relayed::{Passage, Relayed, Side};
 use nowconnect_link::session::Link;
 use nowconnect_link::tasks::Tasks;
 use nowconnect_proto::frame::{Frame, Open, OpenMode};
-use nowconnect_proto::{FlowId, Reason};
+use nowconnect_proto::{Cid, FlowId, Reason};
 use parking_lot::Mutex;
 
 use crate::config::{HaMode, HubConfig};
@@ -41,6 +43,7 @@ pub struct Forward {
     most_bytes: AtomicU64,
     rooms: Mutex<Vec<Rooms>>,
     flows: Arc<AtomicUsize>,
+    quiet: Mutex<HashMap<&'static str, Quiet>>,
 }
 
 /// What it goes by.
@@ -131,6 +134,56 @@ fn is_final(mode: OpenMode, reason: Reason) -> bool {
     )
 }
 
+/// What is recorded of a flow when it is passed on no longer.
+struct Record {
+    cid: Cid,
+    connector: String,
+    client: String,
+    resumed: bool,
+    origin: Arc<str>,
+    agent_id: Arc<str>,
+    token_id: Option<Arc<str>>,
+    epoch: u64,
+    since: Instant,
+    _ticket: Ticket,
+}
+
+impl Record {
+    fn new(peer: &Peer, session: &Session, open: &Open, ticket: Ticket) -> Self {
+        Self {
+            cid: open.cid,
+            connector: open.connector.clone(),
+            client: open.client.clone(),
+            resumed: open.mode != OpenMode::New,
+            origin: peer.hub.clone(),
+            agent_id: session.agent_id.clone(),
+            token_id: session.token_id(),
+            epoch: session.epoch(),
+            since: Instant::now(),
+            _ticket: ticket,
+        }
+    }
+
+    fn write(self, passage: &Passage) {
+        tracing::info!(
+            event = "flow_forwarded_closed",
+            cid = %self.cid,
+            connector = %self.connector,
+            client = %self.client,
+            origin = %self.origin,
+            agent_id = %self.agent_id,
+            token_id = self.token_id.as_deref(),
+            epoch = self.epoch,
+            resumed = self.resumed,
+            bytes_c2a = passage.bytes_c2a,
+            bytes_a2c = passage.bytes_a2c,
+            duration_ms = self.since.elapsed().as_millis() as u64,
+            reason = passage.reason.name(),
+            audit = true,
+        );
+    }
+}
+
 impl Forward {
     /// Nothing is passed on yet.
     pub fn new(config: &HubConfig, parts: Parts, tasks: Tasks) -> Arc<Self> {
@@ -151,6 +204,7 @@ impl Forward {
             most_bytes: AtomicU64::default(),
             rooms: Mutex::default(),
             flows: Arc::default(),
+            quiet: Mutex::default(),
         });
         forward.set_rules(config);
         forward
@@ -178,10 +232,23 @@ impl Forward {
             return link.close(Reason::ProtocolError);
         }
         let (mode, cid) = (open.mode, open.cid);
+        let (agent_id, client) = (open.agent.clone(), open.client.clone());
         let Err(reason) = self.pass_on(link, peer, id, open) else {
             return;
         };
-        tracing::debug!(event = "flow_refused", %cid, hub = %peer.hub, %reason);
+        let pass = self.quiet.lock().entry(reason.name()).or_default().pass();
+        if let Some(suppressed) = pass {
+            tracing::warn!(
+                event = "flow_forward_refused",
+                %cid,
+                agent_id,
+                client,
+                origin = %peer.hub,
+                reason = reason.name(),
+                suppressed,
+                audit = true,
+            );
+        }
         if reason == Reason::Limit {
             self.metrics.mesh.backpressure.with(["refused"]).inc();
             peer.metrics.drops("refused").inc();
@@ -209,7 +276,9 @@ impl Forward {
         };
         for session in sessions {
             let most = self.most_flows.load(Ordering::Relaxed);
-            let ticket = Box::new(Ticket::take(&self.flows, most)?);
+            let ticket = Ticket::take(&self.flows, most)?;
+            let record = Record::new(peer, &session, &open, ticket);
+            let done = Box::new(|passage| record.write(&passage));
             let (back, onward) = self.rooms(link, &session.agent_id);
             let origin = Side {
                 link: link.clone(),
@@ -220,7 +289,7 @@ impl Forward {
                 share: onward,
             };
             let (epoch, first, copy) = (session.epoch(), peer.first_window, open.clone());
-            match begin(origin, id, copy, target, epoch, first, ticket) {
+            match begin(origin, id, copy, target, epoch, first, done) {
                 Ok(relayed) => {
                     if let Some((pending, place)) = pending {
                         let held = Held {

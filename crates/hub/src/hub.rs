@@ -305,9 +305,12 @@ impl Hub {
         self.settle();
         tracing::info!(
             event = "hub_started",
+            version = env!("CARGO_PKG_VERSION"),
+            hub = %self.registry.hub(),
             address = %self.http.tunnel,
             admin = %self.http.admin,
             tls = self.tls.is_some(),
+            audit = true,
         );
     }
 
@@ -458,6 +461,12 @@ impl Hub {
         self.tunnels.close(Reason::Shutdown);
         self.mesh.close(Reason::Shutdown);
         self.tasks.shutdown(WIND_DOWN).await;
+        tracing::info!(
+            event = "hub_stopped",
+            version = env!("CARGO_PKG_VERSION"),
+            hub = %self.registry.hub(),
+            audit = true,
+        );
     }
 }
 

@@ -3,6 +3,7 @@
 //! A series exists at zero as soon as its labels are known. Handles are resolved once per listener,
 //! agent or peer and then cost an atomic add. Names that come from tokens are bounded in number.
 
+mod audit;
 mod flows;
 mod mesh;
 mod open_times;
@@ -16,6 +17,7 @@ use nowconnect_link::metrics::{BoundedNames, Catalog};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 
+pub use audit::AuditMetrics;
 pub use flows::{ConnectorMetrics, FlowMetrics, ListenerError};
 pub use mesh::{
     BACKPRESSURE_REASONS, FRAME_TYPES, HA_MODES, LINK_STATES, MeshMetrics, PeerMetrics,
@@ -37,6 +39,8 @@ pub struct Metrics {
     pub tunnels: TunnelMetrics,
     /// Mesh links and high availability.
     pub mesh: MeshMetrics,
+    /// The audit trail.
+    pub audit: AuditMetrics,
     registry: Registry,
     connector_names: BoundedNames,
     agent_names: BoundedNames,
@@ -53,10 +57,12 @@ impl Metrics {
         let flows = FlowMetrics::register(&mut catalog);
         let tunnels = TunnelMetrics::register(&mut catalog);
         let mesh = MeshMetrics::register(&mut catalog);
+        let audit = AuditMetrics::register(&mut catalog);
         Arc::new(Self {
             flows,
             tunnels,
             mesh,
+            audit,
             registry,
             connector_names: BoundedNames::new(NAMES_PER_KIND),
             agent_names: BoundedNames::new(NAMES_PER_KIND),

@@ -127,6 +127,11 @@ impl Registry {
         })
     }
 
+    /// The name of this hub.
+    pub fn hub(&self) -> &Arc<str> {
+        &self.hub
+    }
+
     /// Calls `tell` with agent and new owner whenever an agent with tunnels here is found to have a
     /// later owner elsewhere. For one caller; called outside of all locks.
     pub fn on_superseded(&self, tell: impl Fn(&Arc<str>, Owner) + Send + Sync + 'static) {
@@ -296,6 +301,11 @@ impl Lease {
     /// Who owns the agent by this lease.
     pub fn owner(&self) -> Owner {
         self.owner
+    }
+
+    /// Publishes the name of the token that the tunnel stands on.
+    pub fn name_token(&self, token: Option<Arc<str>>) {
+        self.alter(|own, id| own.name_token(&self.agent_id, id, token));
     }
 
     /// Publishes other connectors under the same ownership.

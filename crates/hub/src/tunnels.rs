@@ -225,13 +225,18 @@ impl Tunnels {
             self.gate.count_rejection("too_many_tunnels");
             if let Some(suppressed) = self.pass("too_many_tunnels") {
                 let agent_id = &identity.agent_id;
-                tracing::warn!(event = "too_many_tunnels", %agent_id, %remote, suppressed);
+                tracing::warn!(
+                    event = "too_many_tunnels",
+                    %agent_id,
+                    %remote,
+                    suppressed,
+                    audit = true,
+                );
             }
             let busy = StatusCode::TOO_MANY_REQUESTS;
-            return Err(
-                Refusal::new(busy, "too_many_tunnels", "this agent has enough of them")
-                    .retry_after(Duration::from_secs(5)),
-            );
+            let refusal = Refusal::new(busy, "too_many_tunnels", "this agent has enough of them")
+                .retry_after(Duration::from_secs(5));
+            return Err(refusal);
         };
         let protocol = offer.choose(&[SUBPROTOCOL]);
         let (response, pending) = offer.accept(request, protocol);
@@ -296,6 +301,7 @@ impl Tunnels {
                 reason,
                 retry_after_sec = wait.as_secs(),
                 suppressed,
+                audit = true,
             );
         }
         Refusal::new(status, "busy", detail).retry_after(wait)
@@ -455,7 +461,9 @@ impl Tunnels {
     /// A tunnel is open.
     fn arrive(&self, session: &Arc<Session>) {
         let displaced = self.directory.enter(session);
-        displaced.iter().for_each(|other| other.supersede());
+        for other in &displaced {
+            self.supersede(other, session.owner());
+        }
         if displaced.iter().any(|other| Arc::ptr_eq(other, session)) {
             return;
         }
@@ -481,15 +489,20 @@ impl Tunnels {
     /// Another hub has a later owner of the agent's id.
     fn superseded(&self, agent_id: &Arc<str>, by: Owner) {
         for session in self.directory.displace(agent_id, by) {
-            tracing::info!(
-                event = "agent_superseded",
-                %agent_id,
-                epoch = session.epoch(),
-                by = by.epoch,
-                audit = true,
-            );
-            session.supersede();
+            self.supersede(&session, by);
         }
+    }
+
+    fn supersede(&self, session: &Session, by: Owner) {
+        tracing::info!(
+            event = "agent_superseded",
+            agent_id = %session.agent_id,
+            remote = %session.remote,
+            epoch = session.epoch(),
+            by = by.epoch,
+            audit = true,
+        );
+        session.supersede();
     }
 
     /// A tunnel is no more.

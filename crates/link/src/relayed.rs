@@ -53,9 +53,23 @@ struct State {
     /// Nobody has decided yet whether the target's end is to hear of the flow.
     held: bool,
     closed: bool,
-    /// Whatever lasts as long as the flow is passed on.
-    ticket: Option<Box<dyn Send>>,
+    /// Who is told of the end.
+    done: Option<Done>,
 }
+
+/// What became of a flow while it was passed on here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passage {
+    /// Payload bytes that left towards the agent.
+    pub bytes_c2a: u64,
+    /// Payload bytes that left towards the client.
+    pub bytes_a2c: u64,
+    /// Why it ended here.
+    pub reason: Reason,
+}
+
+/// Called at the end of a passage, by a link's driver and without locks held; it must not block.
+pub type Done = Box<dyn FnOnce(Passage) + Send>;
 
 /// One side of a relay that is to be.
 #[derive(Debug)]
@@ -69,7 +83,7 @@ pub struct Side {
 impl Relayed {
     /// Passes the flow that came over `origin` as number `id` with `open` on to `target`, whose
     /// tunnel knows the ownership as `epoch`. The origin sends `first_window` bytes of a new flow
-    /// unasked. `ticket` is dropped when the flow is passed on no longer.
+    /// unasked. `done` is called when the flow is passed on no longer.
     ///
     /// # Errors
     /// One of the links is closed, used up its numbers, or has the number in use. Nothing was
@@ -81,9 +95,9 @@ impl Relayed {
         target: Side,
         epoch: u64,
         first_window: u32,
-        ticket: Box<dyn Send>,
+        done: Done,
     ) -> Result<Arc<Self>, Reason> {
-        let relayed = Self::hold(origin, id, open, target, epoch, first_window, ticket)?;
+        let relayed = Self::hold(origin, id, open, target, epoch, first_window, done)?;
         let entered = relayed.enter(Face::Target);
         if entered.is_err() {
             relayed.state.lock().closed = true;
@@ -109,7 +123,7 @@ impl Relayed {
         target: Side,
         epoch: u64,
         first_window: u32,
-        ticket: Box<dyn Send>,
+        done: Done,
     ) -> Result<Arc<Self>, Reason> {
         let cid = open.cid;
         open.epoch = epoch;
@@ -133,7 +147,7 @@ impl Relayed {
                 charged: [0; 2],
                 held: true,
                 closed: false,
-                ticket: Some(ticket),
+                done: Some(done),
             }),
         });
         if relayed.leg(Face::Origin).link.carries(id) {
@@ -361,16 +375,23 @@ impl Relayed {
     }
 
     fn finish_if_over(self: &Arc<Self>) {
-        let ticket = {
+        let (done, passage) = {
             let mut state = self.state.lock();
             if !state.relay.is_over() || std::mem::replace(&mut state.closed, true) {
                 return;
             }
             self.charge(&mut state);
-            state.ticket.take()
+            let passage = Passage {
+                bytes_c2a: state.relay.passed(Face::Target),
+                bytes_a2c: state.relay.passed(Face::Origin),
+                reason: state.relay.reason(),
+            };
+            (state.done.take(), passage)
         };
         self.leave();
-        drop(ticket);
+        if let Some(done) = done {
+            done(passage);
+        }
     }
 
     fn leave(&self) {

@@ -49,12 +49,22 @@ enum Farewell {
     Detach(Reason),
 }
 
+impl Farewell {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Refuse(reason) | Self::Rst(reason) | Self::Detach(reason) => reason,
+        }
+    }
+}
+
 /// Bytes that leave through one face, and how the ends stand in that direction.
 #[derive(Debug, Default)]
 struct Lane {
     queue: ByteQueue,
     /// Offset of the queue's first byte; everything below was passed on.
     next: Option<u64>,
+    /// Bytes that were passed on.
+    passed: u64,
     /// The end behind this face takes bytes below this.
     limit: u64,
     /// What the sending end was told of that.
@@ -138,6 +148,8 @@ pub struct Relay {
     /// Whether the end behind the target's face answers RST with RST.
     echoes: bool,
     ended: bool,
+    /// Why, unless both directions have ended.
+    reason: Option<Reason>,
 }
 
 impl Relay {
@@ -165,6 +177,7 @@ impl Relay {
             gone: [false; 2],
             echoes,
             ended: false,
+            reason: None,
         };
         relay.outboxes[index(Face::Target)].open = Some(Box::new(open));
         relay
@@ -313,6 +326,7 @@ impl Relay {
     }
 
     fn end(&mut self, towards: Face, farewell: Farewell) {
+        self.reason.get_or_insert(farewell.reason());
         let outbox = &mut self.outboxes[index(towards)];
         let resets = self.echoes && matches!(farewell, Farewell::Rst(_));
         let unaware = match &mut outbox.open {
@@ -380,6 +394,7 @@ impl Relay {
             let payload = lane.queue.slice(0, n);
             lane.queue.advance(payload.len());
             lane.next = Some(offset + payload.len() as u64);
+            lane.passed += payload.len() as u64;
             return Some(Frame::Data {
                 id,
                 offset,
@@ -427,6 +442,18 @@ impl Relay {
     #[must_use]
     pub fn queued(&self, face: Face) -> usize {
         self.lanes[index(face)].queue.len()
+    }
+
+    /// Bytes that left through `face`.
+    #[must_use]
+    pub fn passed(&self, face: Face) -> u64 {
+        self.lanes[index(face)].passed
+    }
+
+    /// Why it is over, once it is.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.reason.unwrap_or(Reason::Finished)
     }
 
     /// Whether nothing more is to be passed on.

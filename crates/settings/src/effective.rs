@@ -25,6 +25,13 @@ pub enum Shown {
 pub struct Effective(pub(crate) Shown);
 
 impl Effective {
+    /// The keys whose values differ, as paths like `tunnel.port`. Secrets look all the same.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        self.0.compare(Some(&other.0), "", &mut found);
+        found
+    }
+
     /// Takes over from `other` the value of `key`, a path like `tunnel.port`.
     pub fn keep(&mut self, other: &Self, key: &str) {
         if let (Some(place), Some(value)) = (self.0.get_mut(key), other.0.get(key)) {
@@ -34,6 +41,29 @@ impl Effective {
 }
 
 impl Shown {
+    /// Adds the keys below `path` whose values differ.
+    fn compare(&self, other: Option<&Self>, path: &str, found: &mut Vec<String>) {
+        let below = |name: &str| match path {
+            "" => name.to_owned(),
+            path => format!("{path}.{name}"),
+        };
+        match (self, other) {
+            (Self::Map(own), Some(Self::Map(others))) => {
+                let find = |entries: &[Entry], name: &str| {
+                    let entry = entries.iter().find(|entry| entry.0 == name);
+                    entry.map(|entry| entry.1.clone())
+                };
+                for (name, value, _) in own {
+                    value.compare(find(others, name).as_ref(), &below(name), found);
+                }
+                let gone = others.iter().filter(|entry| find(own, &entry.0).is_none());
+                found.extend(gone.map(|entry| below(&entry.0)));
+            }
+            (own, Some(other)) if own == other => {}
+            _ => found.push(path.to_owned()),
+        }
+    }
+
     fn get(&self, key: &str) -> Option<&Self> {
         key.split('.').try_fold(self, |at, name| match at {
             Self::Map(entries) => entries.iter().find(|entry| entry.0 == name).map(|e| &e.1),
@@ -88,7 +118,8 @@ impl fmt::Display for Effective {
     }
 }
 
-type Entries = [(String, Shown, Option<String>)];
+type Entry = (String, Shown, Option<String>);
+type Entries = [Entry];
 
 fn write_map(f: &mut fmt::Formatter<'_>, entries: &Entries, depth: usize) -> fmt::Result {
     for (key, value, env) in entries {

@@ -11,6 +11,8 @@ use tracing::{Event, Level};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 
+use crate::audit::Draft;
+
 /// Characters of the longest value; the rest becomes an ellipsis.
 const MAX_VALUE_CHARS: usize = 1024;
 
@@ -48,6 +50,29 @@ pub(super) fn render(event: &Event<'_>, shape: Shape) -> String {
     )
 }
 
+/// The record of an event whose field `mark` is true, without that field.
+pub(crate) fn marked(event: &Event<'_>, mark: &str) -> Option<Draft> {
+    let mut fields = Fields::default();
+    event.record(&mut fields);
+    let at = fields.rest.iter().position(|(key, _)| *key == mark)?;
+    let (_, value) = fields.rest.remove(at);
+    if !matches!(value, Value::Literal(literal) if literal == "true") {
+        return None;
+    }
+    let name = fields.event.take()?;
+    let mut members = String::with_capacity(256);
+    push_members(&mut members, &name, &fields);
+    let ts = now();
+    Some(Draft { ts, members })
+}
+
+/// The time as lines tell it.
+pub(crate) fn now() -> String {
+    let mut time = String::with_capacity(32);
+    push_time(&mut time);
+    time
+}
+
 /// A line of the log's own, outside of tracing.
 pub(super) fn compose(shape: Shape, level: Level, target: &str, mut fields: Fields) -> String {
     // An event of a library has a message instead of a name.
@@ -60,16 +85,8 @@ pub(super) fn compose(shape: Shape, level: Level, target: &str, mut fields: Fiel
         Shape::Json => {
             line.push_str("{\"ts\":\"");
             push_time(&mut line);
-            let _ = write!(line, "\",\"level\":\"{level}\"");
-            for (key, value) in std::iter::once(("event", &name)).chain(fields.iter()) {
-                line.push(',');
-                push_json_text(&mut line, key);
-                line.push(':');
-                match value {
-                    Value::Text(text) => push_json_text(&mut line, text),
-                    Value::Literal(literal) => line.push_str(literal),
-                }
-            }
+            let _ = write!(line, "\",\"level\":\"{level}\",");
+            push_members(&mut line, &name, &fields);
             line.push('}');
         }
         Shape::Plain { color } => {
@@ -88,6 +105,24 @@ pub(super) fn compose(shape: Shape, level: Level, target: &str, mut fields: Fiel
     }
     line.push('\n');
     line
+}
+
+/// The event's name and its fields as members of a JSON object.
+fn push_members(line: &mut String, name: &Value, fields: &Fields) {
+    for (at, (key, value)) in std::iter::once(("event", name))
+        .chain(fields.iter())
+        .enumerate()
+    {
+        if at > 0 {
+            line.push(',');
+        }
+        push_json_text(line, key);
+        line.push(':');
+        match value {
+            Value::Text(text) => push_json_text(line, text),
+            Value::Literal(literal) => line.push_str(literal),
+        }
+    }
 }
 
 fn color_of(level: Level) -> &'static str {

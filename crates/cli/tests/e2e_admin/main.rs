@@ -237,7 +237,7 @@ async fn agents_are_moved_and_disconnected_through_the_other_hub() -> Result<()>
     let ordered = |hub: &Hub| {
         let orders = hub
             .log()
-            .events("admin_action", nowconnect_testkit::log::Mark::default());
+            .events("agent_order", nowconnect_testkit::log::Mark::default());
         orders
             .iter()
             .map(|one| (one.text("action"), one.text("via"), one.number("tunnels")))

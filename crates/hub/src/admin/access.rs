@@ -9,19 +9,26 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 
-use http::header::{AUTHORIZATION, CONNECTION, HOST, ORIGIN, WWW_AUTHENTICATE};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use http::header::{AUTHORIZATION, CONNECTION, HOST, ORIGIN, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::uri::Authority;
 use http::{HeaderValue, Request, StatusCode};
-use nowconnect_settings::Secret;
 
 use crate::server::{Answer, answer};
 use crate::token_file;
 
 pub use crate::token_file::TokenFileError as TokenError;
 
-/// The bearer token that opens the admin API.
-#[derive(Debug)]
-pub struct Token(Secret);
+/// What a bearer token that opens the admin API is known by: its SHA-256. The comparison of two of
+/// them tells nothing, not even a length.
+pub struct Token([u8; SHA256_OUTPUT_LEN]);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
 
 impl Token {
     /// Reads a token; white space around it does not count. Blocks on file I/O.
@@ -29,14 +36,19 @@ impl Token {
     /// # Errors
     /// The file cannot be read, or does not hold one token.
     pub fn load(path: &Path) -> Result<Self, TokenError> {
-        token_file::load("admin.token_file", path).map(Self)
+        let token = token_file::load("admin.token_file", path)?;
+        Ok(Self::of(token.expose().as_bytes()))
     }
 
-    /// Compares without telling by its duration where the first difference is.
+    fn of(token: &[u8]) -> Self {
+        let mut bytes = [0; SHA256_OUTPUT_LEN];
+        bytes.copy_from_slice(digest(&SHA256, token).as_ref());
+        Self(bytes)
+    }
+
+    /// Compares in a time that does not depend on either.
     fn matches(&self, shown: &[u8]) -> bool {
-        let token = self.0.expose().as_bytes();
-        let differences = token.iter().zip(shown).fold(0, |acc, (a, b)| acc | (a ^ b));
-        token.len() == shown.len() && std::hint::black_box(differences) == 0
+        verify_slices_are_equal(&self.0, &Self::of(shown).0).is_ok()
     }
 }
 
@@ -54,10 +66,15 @@ impl Refused {
         "host",
         "name the hub by its IP address or as localhost, or use https",
     );
-    const TOKEN: Self = Self {
+    pub(super) const TOKEN: Self = Self {
         code: "unauthorized",
         status: StatusCode::UNAUTHORIZED,
         detail: "show the token of admin.token_file: Authorization: Bearer ...",
+    };
+    pub(super) const ATTEMPTS: Self = Self {
+        code: "too_many_attempts",
+        status: StatusCode::TOO_MANY_REQUESTS,
+        detail: "this address has shown too many wrong tokens; no token is looked at for a moment",
     };
 
     const fn forbidden(code: &'static str, detail: &'static str) -> Self {
@@ -72,6 +89,9 @@ impl Refused {
         let mut answer = answer::explained(self.status, self.code, self.detail);
         let headers = answer.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -174,7 +194,7 @@ mod tests {
 
     #[test]
     fn only_the_very_token_opens() {
-        let token = Token(Secret::new("s3cret"));
+        let token = Token::of(b"s3cret");
         let judge = |value| check_token(&request("/", &[("authorization", value)]), &token);
         assert_eq!(judge("Bearer s3cret"), Ok(()));
         assert_eq!(judge("bearer  s3cret"), Ok(()));

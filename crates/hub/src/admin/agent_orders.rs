@@ -51,7 +51,7 @@ impl Admin {
             }
         };
         tracing::info!(
-            event = "admin_action",
+            event = "agent_order",
             action = wish.as_str(),
             agent_id = shown(agent_id),
             tunnels = done,

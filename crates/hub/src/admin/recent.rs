@@ -13,7 +13,7 @@ const MAX_BYTES: usize = 2048;
 
 /// The events that are kept: what comes and goes, and what operators do. Nothing that happens once
 /// per connection.
-pub const KINDS: [&str; 26] = [
+pub const KINDS: [&str; 27] = [
     "hub_started",
     "listener_started",
     "listener_stopped",
@@ -40,6 +40,7 @@ pub const KINDS: [&str; 26] = [
     "certificate_kept",
     "drain_started",
     "admin_action",
+    "agent_order",
 ];
 
 /// A ring of events. Whoever keeps the log fills it.

@@ -2,6 +2,8 @@
 
 use http::Method;
 
+use super::agent_orders::shown;
+
 /// What a path asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Route<'a> {
@@ -49,6 +51,44 @@ impl<'a> Route<'a> {
             _ => return None,
         };
         (!path.ends_with('/') && parts.next().is_none()).then_some(route)
+    }
+
+    /// What records call it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Agents => "agents",
+            Self::Disconnect(_) => "disconnect",
+            Self::Move(_) => "move",
+            Self::Flows => "flows",
+            Self::Flow(_) => "flow",
+            Self::Mesh => "mesh",
+            Self::Connectors => "connectors",
+            Self::Path(_) => "path",
+            Self::Events => "events",
+            Self::History => "history",
+            Self::Config => "config",
+            Self::Explain => "explain",
+            Self::OpenApi => "openapi",
+            Self::Reload => "reload",
+            Self::Drain => "drain",
+        }
+    }
+
+    /// The agent that it is about, cut to the length of an id.
+    pub(super) fn agent_id(self) -> Option<&'a str> {
+        match self {
+            Self::Disconnect(id) | Self::Move(id) => Some(shown(id)),
+            _ => None,
+        }
+    }
+
+    /// Whether it is an order.
+    pub(super) fn acts(self) -> bool {
+        matches!(
+            self,
+            Self::Disconnect(_) | Self::Move(_) | Self::Reload | Self::Drain
+        )
     }
 
     /// Reading changes nothing, acting does.

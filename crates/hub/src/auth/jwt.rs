@@ -3,6 +3,7 @@
 //! The signature is checked by the crypto library; everything else is done here, because the library's
 //! own defaults leave `nbf`, `iss`, `crit` and key pinning to the caller (see also RFC 8725).
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -57,8 +58,8 @@ pub struct Identity {
     /// Connectors the token grants: claim `connectors`, else the words of `scp` and `scope`;
     /// `None` when it carries none of these claims.
     pub scopes: Option<Vec<String>>,
-    /// Claim `jti`.
-    pub token_id: Option<String>,
+    /// What the token is called in records: claim `jti`, and see [`super::Verifier::verify`].
+    pub token_id: Option<Arc<str>>,
     /// Claim `iss`.
     pub issuer: Option<String>,
     /// Claim `aud`.
@@ -346,7 +347,7 @@ pub(crate) fn judge(
         agent_id,
         expires_at,
         scopes: scopes(claims.connectors, claims.scp, claims.scope),
-        token_id: claims.jti,
+        token_id: claims.jti.map(Into::into),
         issuer: claims.iss,
         audience,
         key_id: key.id().to_owned(),

@@ -11,9 +11,9 @@ use nowconnect_settings::{Alias, LogFormat, LogLevel, NAME, Secret, Table, is_na
 
 use super::fit::{self, Sockets};
 use super::{
-    AdminConfig, FapiMode, HaConfig, HaMode, HubConfig, JwksSource, LimitsConfig, ListenerConfig,
-    MeshConfig, MeshTls, ObservabilityConfig, PdpConfig, PdpFormat, ProxyProtocol, SecurityConfig,
-    ServerTls, TunnelConfig,
+    AdminConfig, AuditConfig, FapiMode, HaConfig, HaMode, HubConfig, JwksSource, LimitsConfig,
+    ListenerConfig, MeshConfig, MeshTls, ObservabilityConfig, PdpConfig, PdpFormat, ProxyProtocol,
+    SecurityConfig, ServerTls, TunnelConfig,
 };
 
 /// Environment variables with names of their own.
@@ -49,6 +49,7 @@ pub(crate) fn read(t: &mut Table<'_>) -> Option<HubConfig> {
     let observability = t.section("observability", |t| observability(t, host, &mut sockets));
     let pdp = t.section("pdp", pdp);
     let admin = t.section("admin", |t| admin(t, &mut sockets));
+    let audit = t.section("audit", audit);
     let ha = ha(t, &mut sockets);
     let inherit = |(idle_timeout, listener): (Option<u64>, _)| ListenerConfig {
         idle_timeout: idle_timeout.map_or(limits.idle_timeout, millis_or_never),
@@ -62,6 +63,7 @@ pub(crate) fn read(t: &mut Table<'_>) -> Option<HubConfig> {
         observability,
         pdp,
         admin,
+        audit,
         ha,
     };
     sockets.report_clashes(t);
@@ -278,6 +280,21 @@ fn admin(t: &mut Table<'_>, sockets: &mut Sockets) -> AdminConfig {
         );
     }
     AdminConfig { bind, token_file }
+}
+
+fn audit(t: &mut Table<'_>) -> AuditConfig {
+    let file = t.field::<PathBuf>("file").optional();
+    let hash_chain = t.field("hash_chain").or(true);
+    let key_file = t.field("key_file").private().file();
+    if key_file.is_some() && !(hash_chain && file.is_some()) {
+        let message = "has no effect: there is no chain to seal";
+        t.warning("key_file", message, "set audit.file and audit.hash_chain");
+    }
+    AuditConfig {
+        file,
+        hash_chain,
+        key_file,
+    }
 }
 
 fn ha(root: &mut Table<'_>, sockets: &mut Sockets) -> HaConfig {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use nowconnect_settings::Effective;
+
 use super::ports::PreparedTls;
 use super::{Hub, HubError, bind_all, certificates, token};
 use crate::config::{Change, HaConfig, HubConfig};
@@ -18,6 +20,19 @@ impl Hub {
     /// A new port is taken, a certificate does not load, or memory does not suffice; nothing has
     /// changed.
     pub async fn reload(&self, new: HubConfig) -> Result<Vec<&'static str>, HubError> {
+        self.reload_as(new, None).await
+    }
+
+    /// The same for a configuration that people see as `effective`, by which it is recorded what is
+    /// different.
+    ///
+    /// # Errors
+    /// As [`Hub::reload`].
+    pub async fn reload_as(
+        &self,
+        new: HubConfig,
+        effective: Option<&Effective>,
+    ) -> Result<Vec<&'static str>, HubError> {
         let mut config = self.config.lock().await;
         let change = config.diff(&new);
         match self.apply(&change).await {
@@ -25,9 +40,11 @@ impl Hub {
                 let before = std::mem::replace(&mut *config, change.config);
                 report_mode(&before.ha, &config.ha);
                 let waiting = change.needs_restart;
+                let keys = effective.map_or_else(Vec::new, |new| self.admin.differences(new));
                 self.metrics.tunnels.config_reloads.with(["applied"]).inc();
                 tracing::info!(
                     event = "config_reloaded",
+                    changed = %changed(keys, &change.live).join(", "),
                     needs_restart = %waiting.join(", "),
                     audit = true,
                 );
@@ -105,6 +122,17 @@ impl Hub {
         }
         self.router.enforce(&self.policy, &doors);
     }
+}
+
+/// The keys that differ, and the sections that differ in nothing that is shown: a secret.
+fn changed(mut keys: Vec<String>, live: &[&str]) -> Vec<String> {
+    for part in live {
+        let within = |key: &String| key == part || key.starts_with(&format!("{part}."));
+        if !keys.iter().any(within) {
+            keys.push((*part).to_owned());
+        }
+    }
+    keys
 }
 
 fn report_mode(before: &HaConfig, now: &HaConfig) {

@@ -31,6 +31,8 @@ pub(super) struct RecordId(u64);
 pub(super) struct Record {
     pub(super) owner: Owner,
     pub(super) connectors: Arc<[String]>,
+    /// The token that its latest tunnel stands on.
+    pub(super) token: Option<Arc<str>>,
     id: RecordId,
     tunnels: usize,
 }
@@ -41,6 +43,7 @@ impl Record {
         Entry {
             owner: self.owner,
             connectors: self.connectors.clone(),
+            token: self.token.clone(),
         }
     }
 }
@@ -114,6 +117,7 @@ impl Own {
                 let record = Record {
                     owner,
                     connectors,
+                    token: None,
                     id,
                     tunnels: 1,
                 };
@@ -140,6 +144,13 @@ impl Own {
     pub(super) fn update(&mut self, agent_id: &str, id: RecordId, connectors: Vec<String>) {
         if let Some(record) = self.current(agent_id, id) {
             record.connectors = connectors.into();
+        }
+    }
+
+    /// The name of the token that an owner's tunnel stands on.
+    pub(super) fn name_token(&mut self, agent_id: &str, id: RecordId, token: Option<Arc<str>>) {
+        if let Some(record) = self.current(agent_id, id) {
+            record.token = token;
         }
     }
 

@@ -32,6 +32,8 @@ pub struct Route {
     pub epoch: u64,
     /// What it exports there.
     pub connectors: Arc<[String]>,
+    /// The name of the token that its tunnel stands on; hubs of earlier versions do not tell.
+    pub token: Option<Arc<str>>,
     /// Flows of this hub that go this way, for whoever shares them out to count.
     pub flows: Arc<AtomicUsize>,
 }
@@ -50,6 +52,7 @@ impl Route {
 pub(super) struct Entry {
     pub(super) owner: Owner,
     pub(super) connectors: Arc<[String]>,
+    pub(super) token: Option<Arc<str>>,
 }
 
 /// The agents of other hubs.
@@ -257,6 +260,7 @@ impl Routes {
                 instance: entry.owner.instance,
                 epoch: entry.owner.epoch,
                 connectors: entry.connectors.clone(),
+                token: entry.token.clone(),
                 flows: flows.map_or_else(Arc::default, |route| route.flows.clone()),
             }));
         });
@@ -320,6 +324,7 @@ mod tests {
         Entry {
             owner: owner(epoch, instance),
             connectors: connectors.iter().map(|name| (*name).to_owned()).collect(),
+            token: None,
         }
     }
 

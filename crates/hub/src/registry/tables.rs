@@ -166,6 +166,7 @@ mod tests {
                 instance: Instance(1),
             },
             connectors: Arc::default(),
+            token: None,
         }
     }
 

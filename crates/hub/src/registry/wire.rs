@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Owner;
 use super::routes::Entry;
+use crate::auth::is_token_id;
 
 /// Longest notification that is read or written, in bytes. A change that does not fit is told of
 /// without its content.
@@ -24,6 +25,9 @@ struct EntryBody {
     epoch: u64,
     instance: Instance,
     connectors: Vec<String>,
+    /// For records alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
 }
 
 /// One agent as a table holds it.
@@ -44,6 +48,7 @@ fn body(entry: &Entry) -> EntryBody {
         epoch: entry.owner.epoch,
         instance: entry.owner.instance,
         connectors: entry.connectors.to_vec(),
+        token: entry.token.as_deref().map(str::to_owned),
     }
 }
 
@@ -52,6 +57,7 @@ fn entry(body: EntryBody) -> Option<Entry> {
         epoch,
         instance,
         connectors,
+        token,
     } = body;
     let fit = (1..MAX_EPOCH).contains(&epoch)
         && connectors.len() <= MAX_CONNECTORS
@@ -59,6 +65,7 @@ fn entry(body: EntryBody) -> Option<Entry> {
     fit.then_some(Entry {
         owner: Owner { epoch, instance },
         connectors: connectors.into(),
+        token: token.filter(|token| is_token_id(token)).map(Into::into),
     })
 }
 
@@ -192,6 +199,7 @@ mod tests {
                 instance: Instance(7),
             },
             connectors: connectors.iter().map(|name| (*name).to_owned()).collect(),
+            token: Some("t-1".into()),
         }
     }
 
@@ -220,7 +228,7 @@ mod tests {
     fn a_later_version_may_say_more() {
         let json =
             br#"{"epoch":1,"instance":"00000000000000000000000000000001","connectors":[],"x":{}}"#;
-        assert!(read_entry("a", json).is_some());
+        assert!(read_entry("a", json).is_some_and(|entry| entry.token.is_none()));
         let json = br#"{"hub":"h","nonce":"n","version":1,"agents":{},"weather":"fine"}"#;
         let news = News::Changed(Vec::new());
         assert_eq!(Notice::read(json).map(|notice| notice.news), Some(news));

@@ -38,6 +38,8 @@ struct Route {
     epoch: u64,
     /// The hub that the flow goes over; `None` = this one.
     place: Place,
+    /// The name of the token that the agent showed there.
+    token: Option<Arc<str>>,
     _load: Option<Load>,
     /// Paths that did not work.
     tried: Vec<Tried>,
@@ -167,6 +169,7 @@ impl ClientFlow {
         route.holder = Some(path.holder());
         route.epoch = path.epoch();
         route.place = path.place();
+        route.token = path.token();
         route._load = path.load();
         if route.place.is_some() && !std::mem::replace(&mut route.crossed, true) {
             self.router.metrics.mesh.cross_hub_flows.inc();
@@ -338,22 +341,8 @@ impl FlowEvents for ClientFlow {
         door.metrics
             .duration
             .observe(summary.duration_ms as f64 / 1e3);
-        let holder = self.holder();
         self.router.count_lost(summary.reason());
-        tracing::info!(
-            event = "flow_closed",
-            cid = %self.cid,
-            connector = %door.connector,
-            listener = %door.name,
-            client = %self.permit.client(),
-            agent_id = holder.as_ref().map(|holder| &*holder.agent_id),
-            hub = self.place().as_deref(),
-            pdp = self.pass().and_then(Pass::as_str),
-            bytes_c2a = summary.bytes_c2a,
-            bytes_a2c = summary.bytes_a2c,
-            duration_ms = summary.duration_ms,
-            reason = summary.reason().name(),
-        );
+        self.log_closed(&summary);
         self.router.note_closed();
     }
 
@@ -362,6 +351,40 @@ impl FlowEvents for ClientFlow {
         if let Some(holder) = self.holder() {
             self.router.orphans.take(&holder, self.cid);
         }
+    }
+}
+
+impl ClientFlow {
+    /// The one record of the flow.
+    fn log_closed(&self, summary: &Summary) {
+        let door = self.permit.door();
+        let (holder, place, token, epoch) = {
+            let route = self.route.lock();
+            let (holder, place) = (route.holder.clone(), route.place.clone());
+            (holder, place, route.token.clone(), route.epoch)
+        };
+        let origin = self.router.paths.registry.hub();
+        let owner = holder.as_ref().map(|_| place.as_ref().unwrap_or(origin));
+        tracing::info!(
+            event = "flow_closed",
+            cid = %self.cid,
+            connector = %door.connector,
+            listener = %door.name,
+            client = %self.permit.client(),
+            agent_id = holder.as_ref().map(|holder| &*holder.agent_id),
+            hub = place.as_deref(),
+            origin = %origin,
+            owner = owner.map(|hub| &**hub),
+            epoch = holder.as_ref().map(|_| epoch),
+            token_id = token.as_deref(),
+            opened = self.is_open(),
+            pdp = self.pass().and_then(Pass::as_str),
+            bytes_c2a = summary.bytes_c2a,
+            bytes_a2c = summary.bytes_a2c,
+            duration_ms = summary.duration_ms,
+            reason = summary.reason().name(),
+            audit = true,
+        );
     }
 }
 

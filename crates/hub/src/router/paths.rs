@@ -47,6 +47,14 @@ impl Path {
         }
     }
 
+    /// The name of the token that the agent's tunnel stands on.
+    pub(super) fn token(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Local(session) => session.token_id(),
+            Self::Remote(route, _) => route.token.clone(),
+        }
+    }
+
     pub(super) fn place(&self) -> Place {
         match self {
             Self::Local(_) => None,

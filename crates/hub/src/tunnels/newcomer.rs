@@ -209,6 +209,7 @@ impl Newcomer {
                 remote = %self.remote,
                 reason = reason.name(),
                 detail = %turned,
+                token_id = self.identity.token_id.as_deref(),
                 suppressed,
                 audit = true,
             );
@@ -252,7 +253,7 @@ impl Newcomer {
             meter: None,
         };
         let (link, driver) = start(carrier, &config, &tunnels.engine, Arc::new(mailbox));
-        report_rejected(&link, &identity.agent_id, &exports, rejected);
+        report_rejected(&tunnels, &link, &identity.agent_id, &exports, rejected);
         let parts = Parts {
             identity,
             at,
@@ -279,6 +280,7 @@ impl Newcomer {
 }
 
 fn report_rejected(
+    tunnels: &Tunnels,
     link: &nowconnect_link::session::Link,
     agent_id: &str,
     exports: &[String],
@@ -288,13 +290,16 @@ fn report_rejected(
         return;
     }
     let names: Vec<_> = rejected.iter().map(|one| one.name.as_str()).collect();
-    tracing::warn!(
-        event = "connectors_rejected",
-        agent_id,
-        connectors = %names.join(","),
-        reason = "not_in_token_scopes",
-        audit = true,
-    );
+    if let Some(suppressed) = tunnels.pass("not_in_token_scopes") {
+        tracing::warn!(
+            event = "connectors_rejected",
+            agent_id,
+            connectors = %names.join(","),
+            reason = "not_in_token_scopes",
+            suppressed,
+            audit = true,
+        );
+    }
     let answer = UpdateAck {
         accepted: exports.to_vec(),
         rejected,
@@ -322,6 +327,7 @@ impl Stay {
             connectors = %session.exports().join(","),
             software = %session.version,
             protocol = version,
+            token_id = session.token_id().as_deref(),
             audit = true,
         );
         tunnels.arrive(&session);
@@ -337,7 +343,9 @@ impl Stay {
         tracing::info!(
             event = "agent_disconnected",
             agent_id = %self.session.agent_id,
+            remote = %self.session.remote,
             epoch = self.session.epoch(),
+            token_id = self.session.token_id().as_deref(),
             reason = closed.reason.name(),
             detail = %closed.detail,
             duration_ms = self.session.since.elapsed().as_millis() as u64,

@@ -57,6 +57,8 @@ pub struct Session {
     at: Option<Target>,
     /// The rules have changed.
     judge: Notify,
+    /// What an agent may say with every frame is not worth a line each time.
+    quiet: [Quiet; 2],
 }
 
 /// What a session is made of.
@@ -75,6 +77,7 @@ pub(super) struct Parts {
 
 impl Session {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
+        parts.lease.name_token(parts.identity.token_id.clone());
         Arc::new(Self {
             agent_id: parts.identity.agent_id.as_str().into(),
             instance: parts.instance,
@@ -89,6 +92,7 @@ impl Session {
             identity: Mutex::new(parts.identity),
             at: parts.at,
             judge: Notify::new(),
+            quiet: Default::default(),
         })
     }
 
@@ -129,6 +133,11 @@ impl Session {
         self.offers.lock().iter().any(|offer| offer == connector)
     }
 
+    /// The name of the token that it stands on.
+    pub fn token_id(&self) -> Option<Arc<str>> {
+        self.identity.lock().token_id.clone()
+    }
+
     /// When its token ends.
     pub fn token_expires(&self) -> SystemTime {
         self.identity.lock().expires_at
@@ -153,6 +162,7 @@ impl Session {
             let left = self.token_remaining();
             if end.is_none() && left.is_zero() {
                 self.link.go_away(Reason::TokenExpired, EXPIRY_NOTICE);
+                self.log_expired();
                 end = Some(now + EXPIRY_NOTICE);
             }
             let nap = match end {
@@ -176,6 +186,16 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn log_expired(&self) {
+        tracing::warn!(
+            event = "token_expired",
+            agent_id = %self.agent_id,
+            remote = %self.remote,
+            token_id = self.token_id().as_deref(),
+            audit = true,
+        );
     }
 
     fn token_remaining(&self) -> Duration {
@@ -221,13 +241,16 @@ impl Session {
         if *self.exports() != accepted {
             tunnels.directory().reexport(self, accepted.clone());
             self.lease.update(accepted.clone());
-            tracing::info!(
-                event = "agent_updated",
-                agent_id = %self.agent_id,
-                connectors = %accepted.join(","),
-                rejected = rejected.len(),
-                audit = true,
-            );
+            if let Some(suppressed) = self.quiet[0].pass() {
+                tracing::info!(
+                    event = "agent_updated",
+                    agent_id = %self.agent_id,
+                    connectors = %accepted.join(","),
+                    rejected = rejected.len(),
+                    suppressed,
+                    audit = true,
+                );
+            }
         }
         UpdateAck { accepted, rejected }
     }
@@ -292,9 +315,19 @@ impl Session {
             }
         };
         let expires = identity.expires_at.duration_since(SystemTime::UNIX_EPOCH);
-        *self.identity.lock() = identity;
+        self.lease.name_token(identity.token_id.clone());
+        let was = std::mem::replace(&mut *self.identity.lock(), identity).token_id;
         self.judge_exports(tunnels);
-        tracing::info!(event = "token_renewed", agent_id = %self.agent_id, audit = true);
+        if let Some(suppressed) = self.quiet[1].pass() {
+            tracing::info!(
+                event = "token_renewed",
+                agent_id = %self.agent_id,
+                token_id = self.token_id().as_deref(),
+                was = was.as_deref(),
+                suppressed,
+                audit = true,
+            );
+        }
         TokenAck::Renewed {
             expires_at: expires.unwrap_or_default().as_secs(),
         }
