@@ -151,6 +151,7 @@ impl Directory {
         let entry = told.map(|told| Entry {
             owner: told.owner,
             connectors: told.connectors.clone(),
+            token: None,
         });
         self.routes.set(hub, agent_id, entry.as_ref());
     }
