@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use aws_lc_rs::{digest, hmac};
@@ -87,7 +88,7 @@ pub(crate) enum Seal {
     /// Whoever can write the file can make another chain.
     Plain,
     /// Only who has the key can.
-    Keyed(hmac::Key),
+    Keyed(Arc<hmac::Key>),
 }
 
 impl Seal {
@@ -109,7 +110,10 @@ impl Seal {
             KEY_BYTES.contains(&key.len()),
             "{name} must hold 16 to 4096 bytes: for example 'openssl rand -hex 32 > {name}'"
         );
-        Ok(Self::Keyed(hmac::Key::new(hmac::HMAC_SHA256, key)))
+        Ok(Self::Keyed(Arc::new(hmac::Key::new(
+            hmac::HMAC_SHA256,
+            key,
+        ))))
     }
 
     fn of(&self, bytes: &[u8]) -> Digest {
@@ -286,7 +290,10 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_fits() {
-        let keyed = Seal::Keyed(hmac::Key::new(hmac::HMAC_SHA256, b"0123456789abcdef"));
+        let keyed = Seal::Keyed(Arc::new(hmac::Key::new(
+            hmac::HMAC_SHA256,
+            b"0123456789abcdef",
+        )));
         for seal in [Seal::Plain, keyed] {
             let (mut out, mut head) = (Vec::new(), Head::START);
             draft("a").write(&mut out, &mut head, Some(&seal));

@@ -93,7 +93,9 @@ impl Audit {
             return Ok(());
         }
         self.0.on.store(place.is_some(), Ordering::Relaxed);
-        self.jobs()?.send(Job::Follow(destination)).ok();
+        self.jobs()?
+            .send(Job::Follow(destination.map(Box::new)))
+            .ok();
         *current = place;
         Ok(())
     }

@@ -255,12 +255,14 @@ impl Verifier {
 mod tests {
     use super::super::record::Digest;
     use super::*;
+    use std::sync::Arc;
+
     use aws_lc_rs::hmac;
     use proptest::prelude::*;
     use serde_json::json;
 
     fn keyed(key: &[u8]) -> Seal {
-        Seal::Keyed(hmac::Key::new(hmac::HMAC_SHA256, key))
+        Seal::Keyed(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, key)))
     }
 
     fn trail(count: usize, seal: Option<&Seal>) -> (Vec<u8>, Head) {

@@ -25,7 +25,7 @@ pub(super) enum Job {
     /// To be written.
     Write(Draft),
     /// From now on to that file, or to none.
-    Follow(Option<Destination>),
+    Follow(Option<Box<Destination>>),
     /// Look now whether the file was moved away.
     Look,
     /// Write what waits, say where the trail stands, and answer.
@@ -145,12 +145,13 @@ impl Writer {
         }
     }
 
-    fn follow(&mut self, destination: Option<Destination>) {
-        let Some(Destination { path, seal, trail }) = destination else {
+    fn follow(&mut self, destination: Option<Box<Destination>>) {
+        let Some(destination) = destination else {
             self.close();
             (self.path, self.trail, self.last) = (None, None, None);
             return;
         };
+        let Destination { path, seal, trail } = *destination;
         if let Some(trail) = trail {
             self.close();
             self.last = None;
