@@ -54,6 +54,7 @@ targets! {
     jwt = tokens::token;
     claims = tokens::claims;
     jwks = tokens::keys;
+    pdp_answer = tokens::decision;
     redis_answer = registry::answer;
     redis_entry = registry::entry;
     redis_notice = registry::notice;

@@ -1,13 +1,15 @@
-//! Tokens of agents and the keys that they are checked with.
+//! Tokens of agents, the keys that they are checked with, and decisions about them.
 
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use nowconnect_hub::auth::jwt::{LEEWAY, MAX_TOKEN_BYTES, Unverified, is_agent_id};
 use nowconnect_hub::auth::key::{KeySet, MAX_KEYS, MAX_KID_BYTES, allowed_algorithm};
 use nowconnect_hub::auth::{Reason, Rules};
+use nowconnect_hub::config::PdpFormat;
 use nowconnect_hub::fuzzing;
 use serde_json::Value;
 
@@ -106,10 +108,7 @@ fn check_refusal(text: &str, shown: &str) {
 pub fn claims(data: &[u8]) {
     let algorithm = allowed_algorithm("ES256").expect("an algorithm");
     let key = KEY_SET.find(Some("key-1"), algorithm).expect("the key");
-    let Ok(text) = std::str::from_utf8(data) else {
-        return;
-    };
-    let identity = match fuzzing::claims(text, key, &RULES, now()) {
+    let identity = match fuzzing::claims(data, key, &RULES, now()) {
         Ok(identity) => identity,
         Err(refused) => return assert!(refused.to_string().len() < 2000),
     };
@@ -176,4 +175,38 @@ pub fn keys(data: &[u8]) {
     }
     let again = KeySet::parse(value.to_string().as_bytes()).expect("the same document");
     assert_eq!((again.0.count(), again.1), (set.count(), skipped));
+}
+
+/// The first byte is the format and what the answer says it is, the rest the answer of a policy decision
+/// point: who is allowed was allowed in so many words.
+pub fn decision(data: &[u8]) {
+    let Some((first, body)) = data.split_first() else {
+        return;
+    };
+    let (format, key) = match first & 1 {
+        0 => (PdpFormat::Authzen, "decision"),
+        _ => (PdpFormat::Simple, "allow"),
+    };
+    let types = [
+        "application/json; charset=utf-8",
+        "application/x+json",
+        "text/html",
+    ];
+    let said = types.get(usize::from(first >> 1));
+    let headers = said.map(|value| (CONTENT_TYPE, HeaderValue::from_static(value)));
+    let headers: HeaderMap = headers.into_iter().collect();
+    match fuzzing::decision(format, &headers, body) {
+        Ok((allowed, ttl)) => {
+            assert_ne!(said, Some(&"text/html"));
+            let Some(answer) = second_reading(body) else {
+                return;
+            };
+            assert_eq!(answer[key], allowed);
+            assert_eq!(
+                ttl.map(|ttl| ttl.as_secs()),
+                answer["ttl_sec"].as_u64().filter(|_| key == "allow")
+            );
+        }
+        Err(error) => assert!(error.chars().count() < 300),
+    }
 }

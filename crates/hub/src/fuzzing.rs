@@ -9,8 +9,9 @@ use ipnet::IpNet;
 
 use crate::auth::key::VerifyKey;
 use crate::auth::{Identity, Rejection, Rules, fetch, jwt};
-use crate::config::ProxyProtocol;
+use crate::config::{PdpFormat, ProxyProtocol};
 use crate::forwarded;
+use crate::pdp;
 use crate::policy::proxy;
 
 pub use crate::policy::ProxyError;
@@ -39,12 +40,25 @@ pub fn proxy_header(
 /// # Errors
 /// The first rule that they break.
 pub fn claims(
-    payload: &str,
+    payload: &[u8],
     key: &VerifyKey,
     rules: &Rules,
     now: SystemTime,
 ) -> Result<Identity, Rejection> {
     jwt::judge(payload, key, rules, now)
+}
+
+/// What an answer of a policy decision point says: whether it allows, and for how long.
+///
+/// # Errors
+/// It says neither.
+pub fn decision(
+    format: PdpFormat,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<(bool, Option<Duration>), String> {
+    let answer = pdp::wire::answer(format, headers, body)?;
+    Ok((answer.allowed, answer.ttl))
 }
 
 /// How long the server of a key set says that it keeps.

@@ -16,6 +16,7 @@ pub mod policy;
 pub mod registry;
 pub mod router;
 pub mod server;
+mod strict_json;
 mod token_file;
 pub mod tunnels;
 mod web_client;

@@ -7,7 +7,7 @@
 mod cache;
 mod desk;
 mod point;
-mod wire;
+pub(crate) mod wire;
 
 use std::net::IpAddr;
 use std::sync::Arc;

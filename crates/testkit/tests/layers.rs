@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 const HUB: &[&str] = &[
     "config",
     "metrics",
+    "strict_json",
     "registry",
     "forwarded",
     "token_file",

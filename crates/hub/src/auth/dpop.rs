@@ -16,9 +16,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::jwt::{NumericDate, Presence, decode, not_null, object};
+use super::jwt::{NumericDate, Presence, decode, not_null};
 use super::key::{VerifyKey, allowed_algorithm};
 use super::reason::{Reason, Rejection};
+use crate::strict_json::object;
 
 pub use nonce::Nonces;
 pub use replay::{Noted, Seen};

@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::key::{VerifyKey, allowed_algorithm};
 use super::reason::{Reason, Rejection};
+use crate::strict_json::object;
 
 /// Bytes of the longest token that is looked at.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
@@ -291,22 +292,13 @@ impl<'a> Unverified<'a> {
     }
 }
 
-/// Reads a JSON object; the parser would take a bare list of the values of all members as well.
-pub(super) fn object<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, serde_json::Error> {
-    match json.trim_start().starts_with('{') {
-        true => serde_json::from_str(json),
-        false => Err(serde_json::Error::custom("not a JSON object")),
-    }
-}
-
-/// The text in a part. The parser would let other bytes pass in what it ignores.
-pub(super) fn decode(part: &str) -> Option<String> {
-    String::from_utf8(URL_SAFE_NO_PAD.decode(part).ok()?).ok()
+pub(super) fn decode(part: &str) -> Option<Vec<u8>> {
+    URL_SAFE_NO_PAD.decode(part).ok()
 }
 
 /// The claims of a token with a good signature.
 pub(crate) fn judge(
-    payload: &str,
+    payload: &[u8],
     key: &VerifyKey,
     rules: &Rules,
     now: SystemTime,

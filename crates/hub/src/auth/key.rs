@@ -11,6 +11,8 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::strict_json::object;
+
 /// Keys that one document may hold.
 pub const MAX_KEYS: usize = 100;
 /// Bytes of the longest `kid` that is kept.
@@ -223,14 +225,8 @@ impl KeySet {
         struct Document {
             keys: Vec<Value>,
         }
-        let text = std::str::from_utf8(document)
-            .map_err(|_| KeySetError::NotJwks("it is not UTF-8 text".into()))?;
-        // The parser would take a bare list of the members' values as well.
-        if !text.trim_start().starts_with('{') {
-            return Err(KeySetError::NotJwks("it is not a JSON object".into()));
-        }
         let Document { keys: members } =
-            serde_json::from_str(text).map_err(|e| KeySetError::NotJwks(brief("JSON", &e)))?;
+            object(document).map_err(|e| KeySetError::NotJwks(brief("JSON", &e)))?;
         if members.len() > MAX_KEYS {
             return Err(KeySetError::TooMany(members.len()));
         }

@@ -9,16 +9,17 @@ use serde_json::{Map, Value, json};
 
 use super::Question;
 use crate::config::PdpFormat;
+use crate::strict_json::object;
 
 /// Characters of an error that are kept: it may quote the answer.
 const MOST_SAID: usize = 200;
 
 /// What the decision point says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Answer {
-    pub(super) allowed: bool,
+pub(crate) struct Answer {
+    pub(crate) allowed: bool,
     /// For how long, where it says so.
-    pub(super) ttl: Option<Duration>,
+    pub(crate) ttl: Option<Duration>,
 }
 
 /// The question of hub `hub` for tokens of `audience`.
@@ -68,18 +69,18 @@ struct Simple {
 }
 
 /// Reads an answer, strictly: what is not exactly a decision is none.
-pub(super) fn answer(
+pub(crate) fn answer(
     format: PdpFormat,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Answer, String> {
     check_type(headers)?;
     let answer = match format {
-        PdpFormat::Authzen => serde_json::from_slice(body).map(|it: Authzen| Answer {
+        PdpFormat::Authzen => object(body).map(|it: Authzen| Answer {
             allowed: it.decision,
             ttl: None,
         }),
-        PdpFormat::Simple => serde_json::from_slice(body).map(|it: Simple| Answer {
+        PdpFormat::Simple => object(body).map(|it: Simple| Answer {
             allowed: it.allow,
             ttl: it.ttl_sec.map(Duration::from_secs),
         }),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Owner;
 use super::routes::Entry;
 use crate::auth::is_token_id;
+use crate::strict_json::object;
 
 /// Longest notification that is read or written, in bytes. A change that does not fit is told of
 /// without its content.
@@ -40,7 +41,7 @@ pub(super) fn read_entry(agent_id: &str, json: &[u8]) -> Option<Entry> {
     if json.len() > MAX_ENTRY || !is_name(agent_id) {
         return None;
     }
-    entry(serde_json::from_slice(json).ok()?)
+    entry(object(json).ok()?)
 }
 
 fn body(entry: &Entry) -> EntryBody {
@@ -156,7 +157,7 @@ impl Notice {
         if json.len() > MAX_MESSAGE {
             return None;
         }
-        let body: NoticeBody = serde_json::from_slice(json).ok()?;
+        let body: NoticeBody = object(json).ok()?;
         let stamp = Stamp {
             nonce: body.nonce.into(),
             version: body.version,
