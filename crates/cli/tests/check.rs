@@ -173,3 +173,27 @@ fn files_are_found_as_the_services_find_them() {
         "{out}"
     );
 }
+
+/// With every file there that they name, there is nothing to say about them.
+#[test]
+fn the_hardened_examples_are_accepted() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/hardened");
+    for name in ["hub.yaml", "agent.yaml"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut text = std::fs::read_to_string(examples.join(name)).unwrap();
+        for place in ["/etc/nowconnect/", "/run/secrets/nowconnect/"] {
+            text = text.replace(place, "");
+        }
+        let ends = [".pem", ".crt", ".key", ".jwt", ".token", ".url"];
+        let words = text.split([' ', '\n']);
+        let named = words.filter(|word| ends.iter().any(|end| word.ends_with(end)));
+        for named in named {
+            let path = dir.path().join(named);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "rediss://nowconnect:x@redis.example.com/0").unwrap();
+        }
+        std::fs::write(dir.path().join("f.yaml"), text).unwrap();
+        let (code, out, err) = run(dir.path(), &["--config", "f.yaml"], &[]);
+        assert_eq!((code, err.as_str()), (0, ""), "{name}: {out}");
+    }
+}
