@@ -11,6 +11,8 @@ use crate::problem::Problem;
 
 /// Values of one document, aliases counted each time they are used.
 const MAX_NODES: usize = 100_000;
+/// Bytes of their text, keys included, counted in the same way.
+const MAX_TEXT: usize = 4 * 1024 * 1024;
 /// Levels of nesting.
 const MAX_DEPTH: usize = 32;
 
@@ -25,7 +27,7 @@ pub(crate) fn parse_yaml(text: &str) -> (Option<Node>, Vec<Problem>) {
         anchors: HashMap::new(),
         problems: Vec::new(),
         path: String::new(),
-        nodes: 0,
+        size: Size::default(),
     };
     let root = builder.document().unwrap_or_else(|error| {
         builder.problems.push(syntax_problem(error, text));
@@ -36,11 +38,18 @@ pub(crate) fn parse_yaml(text: &str) -> (Option<Node>, Vec<Problem>) {
 
 struct Builder<I> {
     events: I,
-    anchors: HashMap<usize, (Node, usize)>,
+    anchors: HashMap<usize, (Node, Size)>,
     problems: Vec<Problem>,
     /// Key of the value being built.
     path: String,
+    size: Size,
+}
+
+/// How much there is of something.
+#[derive(Clone, Copy, Default)]
+struct Size {
     nodes: usize,
+    text: usize,
 }
 
 /// Ends parsing, at a line and column from 1.
@@ -87,8 +96,12 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
     }
 
     fn node(&mut self, event: Event<'t>, span: &Span) -> Result<Node, Broken> {
-        let (anchor, before) = (event.anchor_id(), self.nodes);
-        self.count(1, span)?;
+        let (anchor, before) = (event.anchor_id(), self.size);
+        let text = match &event {
+            Event::Scalar(text, ..) => text.len(),
+            _ => 0,
+        };
+        self.count(Size { nodes: 1, text }, span)?;
         let content = match event {
             Event::Scalar(text, style, _, tag) => {
                 let tagged = self.tag(tag.as_deref(), span);
@@ -128,7 +141,11 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
             content,
         };
         if let Some(id) = anchor {
-            self.anchors.insert(id, (node.clone(), self.nodes - before));
+            let size = Size {
+                nodes: self.size.nodes - before.nodes,
+                text: self.size.text - before.text,
+            };
+            self.anchors.insert(id, (node.clone(), size));
         }
         Ok(node)
     }
@@ -170,6 +187,8 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
                 Event::Scalar(text, ..) => text.into_owned(),
                 _ => return Err(Broken::at(&span.start, "a key must be plain text")),
             };
+            let text = key.len();
+            self.count(Size { nodes: 0, text }, &span)?;
             let (event, value_span) = self.next()?;
             let node = self.at(&key, |builder| builder.node(event, &value_span))?;
             if let Some(line) = lines.get(&key) {
@@ -201,15 +220,15 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
         }
     }
 
-    fn count(&mut self, nodes: usize, span: &Span) -> Result<(), Broken> {
-        self.nodes += nodes;
-        if self.nodes > MAX_NODES {
-            return Err(Broken::at(
-                &span.start,
-                format!("more than {MAX_NODES} values"),
-            ));
-        }
-        Ok(())
+    fn count(&mut self, more: Size, span: &Span) -> Result<(), Broken> {
+        self.size.nodes += more.nodes;
+        self.size.text += more.text;
+        let problem = match self.size {
+            Size { nodes, .. } if nodes > MAX_NODES => format!("more than {MAX_NODES} values"),
+            Size { text, .. } if text > MAX_TEXT => "aliases make it too long".to_owned(),
+            _ => return Ok(()),
+        };
+        Err(Broken::at(&span.start, problem))
     }
 
     fn problem(&mut self, span: &Span, problem: Problem) {

@@ -378,6 +378,13 @@ fn many_problems_are_cut_short() {
 }
 
 #[test]
+fn a_long_text_is_not_multiplied_by_aliases() {
+    let text = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), "*a, ".repeat(50_000));
+    let problems = errors(text, &[]);
+    assert!(problems.ends_with("aliases make it too long"), "{problems}");
+}
+
+#[test]
 fn aliases_of_yaml_work() {
     let demo = ok("server: &s { name: n }\nitems: [*s, *s]\n", &[]);
     assert_eq!(demo.items, [("n".to_owned(), 1), ("n".to_owned(), 1)]);
