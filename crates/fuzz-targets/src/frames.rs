@@ -46,7 +46,7 @@ fn check_refusal(error: FrameError, mut message: &[u8]) {
         let Some((_, rest)) = body.split_at_checked(len) else {
             return assert_eq!(error, FrameError::Truncated);
         };
-        if matches!(kind, kind::HELLO..=kind::GOAWAY | kind::OPEN..=kind::DETACH) {
+        if matches!(kind, kind::HELLO..=kind::ANSWER | kind::OPEN..=kind::DETACH) {
             let here = |k| k == kind;
             return assert!(
                 matches!(error, FrameError::Malformed { kind, .. } | FrameError::WrongFlow { kind, .. } if here(kind)),
@@ -66,7 +66,7 @@ fn check_bounds(frame: &Frame, message: &[u8]) {
         }
         Frame::Open { open, .. } => {
             assert!(open.connector.len() <= MAX_NAME);
-            for text in [&open.client, &open.listener, &open.agent] {
+            for text in [&open.client, &open.listener, &open.agent, &open.destination] {
                 assert!(text.len() <= MAX_OPTION);
             }
         }

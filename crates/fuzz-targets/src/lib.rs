@@ -7,6 +7,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
 
+mod admin;
 mod configuration;
 mod flow;
 mod frames;
@@ -59,6 +60,8 @@ targets! {
     redis_entry = registry::entry;
     redis_notice = registry::notice;
     redis_notices = registry::notices;
+    admin_request = admin::request;
+    hub_answers = admin::answers;
     hub_config = configuration::hub_file;
     hub_env = configuration::hub_environment;
     agent_config = configuration::agent_file;

@@ -9,6 +9,8 @@ mod attempts;
 mod cluster;
 mod explain;
 mod flow_view;
+#[doc(hidden)]
+pub mod fuzzing;
 mod history;
 mod merge;
 mod mesh_view;

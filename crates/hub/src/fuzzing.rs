@@ -14,6 +14,7 @@ use crate::forwarded;
 use crate::pdp;
 use crate::policy::proxy;
 
+pub use crate::admin::fuzzing as admin;
 pub use crate::policy::ProxyError;
 pub use crate::registry::fuzzing as registry;
 

@@ -379,7 +379,11 @@ fn many_problems_are_cut_short() {
 
 #[test]
 fn a_long_text_is_not_multiplied_by_aliases() {
-    let text = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), "*a, ".repeat(50_000));
+    let text = format!(
+        "a: &a {}\nb: [{}]\n",
+        "x".repeat(100_000),
+        "*a, ".repeat(50_000)
+    );
     let problems = errors(text, &[]);
     assert!(problems.ends_with("aliases make it too long"), "{problems}");
 }

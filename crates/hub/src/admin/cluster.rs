@@ -249,7 +249,7 @@ impl From<Problem> for Told {
     }
 }
 
-fn read(answer: &[u8]) -> Result<Value, Missing> {
+pub(super) fn read(answer: &[u8]) -> Result<Value, Missing> {
     match serde_json::from_slice(answer) {
         Ok(Told::Found { found }) => Ok(found),
         Ok(Told::Refused { error, detail, .. }) => Err(Missing::new(&error, detail)),
@@ -268,9 +268,8 @@ fn down(peer: &PeerStatus) -> Missing {
     )
 }
 
-#[cfg(test)]
 impl Part {
-    /// A hub that told something.
+    /// A hub that told something, for tests and the fuzzer.
     pub(super) fn of(hub: &str, told: Value) -> Self {
         Self {
             hub: Some(hub.to_owned()),
@@ -281,6 +280,7 @@ impl Part {
     }
 
     /// One that did not answer.
+    #[cfg(test)]
     pub(super) fn missing(hub: &str, reason: &str) -> Self {
         Self {
             told: Err(Missing::new(reason, "")),

@@ -109,11 +109,13 @@ fn bound(bucket: usize) -> f64 {
 
 /// The upper bound of the bucket that holds this share of `waits`, which are sorted by bound.
 pub(super) fn percentile(waits: &[(f64, u64)], share: f64) -> Option<f64> {
-    let total: u64 = waits.iter().map(|(_, count)| count).sum();
+    let total: u64 = waits
+        .iter()
+        .fold(0, |total, (_, count)| total.saturating_add(*count));
     let rank = (total as f64 * share).ceil().max(1.0) as u64;
-    let mut below = 0;
+    let mut below = 0_u64;
     waits.iter().find_map(|(bound, count)| {
-        below += count;
+        below = below.saturating_add(*count);
         (below >= rank).then_some(*bound)
     })
 }
@@ -160,7 +162,7 @@ pub(super) fn merge(hubs: &[&Value]) -> Vec<Value> {
             samples
                 .iter()
                 .filter_map(|one| one[key].as_u64())
-                .sum::<u64>()
+                .fold(0, u64::saturating_add)
         };
         let mut waits = BTreeMap::<u64, u64>::new();
         for wait in samples
@@ -169,7 +171,8 @@ pub(super) fn merge(hubs: &[&Value]) -> Vec<Value> {
         {
             if let (Some(bound), Some(count)) = (wait[0].as_f64(), wait[1].as_u64()) {
                 // Positive numbers sort like their bits.
-                *waits.entry(bound.abs().to_bits()).or_default() += count;
+                let all = waits.entry(bound.abs().to_bits()).or_default();
+                *all = all.saturating_add(count);
             }
         }
         let waits: Vec<_> = waits

@@ -22,7 +22,8 @@ pub(super) fn envelope(here: &str, query: &Query, hubs: Vec<Value>) -> Value {
     json!({ "scope": scope, "asked": here, "at_ms": now_ms(), "hubs": hubs })
 }
 
-/// `items` of all hubs, each with the hub that told of it.
+/// `items` of all hubs, each with the hub that told of it. What is no object is left out: nobody else may
+/// write into it.
 fn items<'a>(parts: &'a [Part], key: &'a str) -> impl Iterator<Item = (&'a str, &'a Value)> {
     parts.iter().flat_map(move |part| {
         let found = part.found().map(|found| list(&found[key]));
@@ -30,6 +31,7 @@ fn items<'a>(parts: &'a [Part], key: &'a str) -> impl Iterator<Item = (&'a str, 
         found
             .unwrap_or_default()
             .iter()
+            .filter(|item| item.is_object())
             .map(move |item| (hub, item))
     })
 }
@@ -37,7 +39,7 @@ fn items<'a>(parts: &'a [Part], key: &'a str) -> impl Iterator<Item = (&'a str, 
 fn sum<'a>(parts: &'a [Part], pointer: &'a str) -> u64 {
     let found = parts.iter().filter_map(Part::found);
     let numbers = found.filter_map(|found| found.pointer(pointer)?.as_u64());
-    numbers.sum()
+    numbers.fold(0, u64::saturating_add)
 }
 
 /// Totals of all hubs. `agents` is how many different ones this hub knows of.
@@ -74,7 +76,8 @@ pub(super) fn agents(parts: &[Part], query: &Query) -> Value {
     let more = cut || agents.len() > limit;
     let page = agents.into_values().take(limit).map(|ways| {
         let tunnels = ways.iter().flat_map(|(hub, agent)| {
-            list(&agent["tunnels"]).iter().map(|tunnel| {
+            let tunnels = list(&agent["tunnels"]).iter();
+            tunnels.filter(|tunnel| tunnel.is_object()).map(|tunnel| {
                 let mut tunnel = tunnel.clone();
                 tunnel["hub"] = (*hub).into();
                 tunnel
@@ -87,7 +90,7 @@ pub(super) fn agents(parts: &[Part], query: &Query) -> Value {
             .map(|(_, agent)| (*agent).clone())
             .unwrap_or_default();
         let flows = tunnels.iter().filter_map(|tunnel| tunnel["flows"].as_u64());
-        shown["flows"] = flows.sum::<u64>().into();
+        shown["flows"] = flows.fold(0, u64::saturating_add).into();
         shown["tunnels"] = json!(tunnels);
         shown["hubs"] = json!(ways.iter().map(|(hub, _)| *hub).collect::<Vec<_>>());
         shown
@@ -151,7 +154,7 @@ pub(super) fn connectors(parts: &[Part]) -> Value {
     let shown = connectors.into_iter().map(|(name, hubs)| {
         let count = |pointer: &str| {
             let numbers = hubs.iter().filter_map(|hub| hub.pointer(pointer)?.as_u64());
-            numbers.sum::<u64>()
+            numbers.fold(0, u64::saturating_add)
         };
         let listeners: usize = hubs.iter().map(|hub| list(&hub["listeners"]).len()).sum();
         json!({
