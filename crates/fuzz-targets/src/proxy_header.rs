@@ -43,8 +43,13 @@ pub fn header(data: &[u8]) {
 }
 
 fn version_1(header: &[u8]) -> Option<SocketAddr> {
+    assert!(header.ends_with(b"\r\n"));
+    // What follows UNKNOWN is to be ignored, whatever it is.
+    if header.starts_with(b"PROXY UNKNOWN") {
+        return None;
+    }
     let text = std::str::from_utf8(header).expect("ASCII");
-    let line = text.strip_suffix("\r\n").expect("a line");
+    let line = text.trim_end_matches("\r\n");
     let words: Vec<&str> = line.split(' ').collect();
     let [
         "PROXY",
@@ -55,8 +60,7 @@ fn version_1(header: &[u8]) -> Option<SocketAddr> {
         hub_port,
     ] = words[..]
     else {
-        assert!(line.starts_with("PROXY UNKNOWN"), "{line}");
-        return None;
+        panic!("{line}");
     };
     let address = |text: &str| -> IpAddr { text.parse().expect("an address") };
     let (client, hub) = (address(client), address(hub));
