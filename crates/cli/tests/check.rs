@@ -190,7 +190,8 @@ fn the_hardened_examples_are_accepted() {
         for named in named {
             let path = dir.path().join(named);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, "rediss://nowconnect:x@redis.example.com/0").unwrap();
+            std::fs::write(&path, "rediss://nowconnect:x@redis.example.com/0").unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
         }
         std::fs::write(dir.path().join("f.yaml"), text).unwrap();
         let (code, out, err) = run(dir.path(), &["--config", "f.yaml"], &[]);
