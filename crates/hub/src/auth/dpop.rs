@@ -160,7 +160,7 @@ impl Proof {
 }
 
 /// The key in a proof, once it has proven to be the one that signed, and the claims.
-fn verified(proof: &str) -> Result<(VerifyKey, String), Rejection> {
+fn verified(proof: &str) -> Result<(VerifyKey, Vec<u8>), Rejection> {
     if proof.len() > MAX_PROOF_BYTES {
         return Err(malformed(format!("it is over {MAX_PROOF_BYTES} bytes")));
     }
