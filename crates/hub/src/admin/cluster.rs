@@ -20,6 +20,9 @@ use crate::mesh::{PeerStatus, Question, Unanswered};
 /// How long another hub may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Bytes that are kept of who asked another hub: an address.
+const MAX_BY: usize = 64;
+
 /// The body of QUERY.
 #[derive(Debug, Serialize, Deserialize)]
 struct Asked {
@@ -230,8 +233,7 @@ impl Admin {
             Ok(query) => query,
             Err(detail) => return refuse("bad_query", &detail),
         };
-        let by = asked.by.get(..64).unwrap_or("unknown");
-        let by = if asked.by.len() <= 64 { &asked.by } else { by };
+        let by = &asked.by[..asked.by.floor_char_boundary(MAX_BY)];
         match self.part(route, &query, by, Some(hub)) {
             Ok(found) => Told::Found { found },
             Err(problem) => Told::from(problem),

@@ -13,4 +13,5 @@ mod ingress;
 mod life;
 mod member;
 mod proof;
+mod questions;
 mod stranger;
