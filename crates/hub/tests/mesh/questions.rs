@@ -106,6 +106,13 @@ impl Odd {
     }
 }
 
+fn piece(number: u32, more: bool, body: Bytes) -> Frame {
+    Frame::Answer { number, more, body }
+}
+
+/// What is sent in answer to the question of a number.
+type Way = dyn Fn(u32) -> Vec<Frame>;
+
 /// What the hub tells its operator of the odd one, and how long that took.
 async fn status_of_odd(member: &Member) -> (String, Duration) {
     let begun = Instant::now();
@@ -131,7 +138,6 @@ async fn an_older_hub_is_named_and_not_waited_for() {
 async fn answers_that_are_none_are_named() {
     let a = Member::start("hub-a", |_| ()).await;
     let mut odd = Odd::join(&a, &[QUERY]).await;
-    let piece = |number, more, body: Bytes| Frame::Answer { number, more, body };
     let junk = |number| vec![piece(number, false, Bytes::from_static(b"[1, {"))];
     let long = |number| {
         let filler = Bytes::from(vec![b' '; 65_000]);
@@ -145,7 +151,7 @@ async fn answers_that_are_none_are_named() {
             piece(number, false, Bytes::from_static(b"{}}")),
         ]
     };
-    let ways: [(&str, &dyn Fn(u32) -> Vec<Frame>); 4] = [
+    let ways: [(&str, &Way); 4] = [
         ("bad_answer", &junk),
         ("too_long", &long),
         ("answered", &good),
