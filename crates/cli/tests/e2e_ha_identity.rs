@@ -27,7 +27,7 @@ fn arrivals(pair: &Pair) -> usize {
 /// Who serves: the instance that holds the id at a hub.
 async fn incumbent(hub: &Hub) -> Result<Option<String>> {
     let admin = hub.admin_addr()?;
-    let told = nowconnect_testkit::http::get(admin, "/api/v1/agents").await?;
+    let told = nowconnect_testkit::http::get(admin, "/api/v1/agents?scope=hub").await?;
     let agents: serde_json::Value = serde_json::from_str(&told.body)?;
     let list = agents["agents"].as_array().context(agents.to_string())?;
     Ok(list.first().map(|agent| agent["instance"].to_string()))

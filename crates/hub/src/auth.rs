@@ -21,6 +21,8 @@ pub use jwks::{Keys, Timing};
 pub use jwt::{Identity, Rules};
 pub use reason::{Reason, Rejection};
 
+use crate::token_id::is_token_id;
+
 /// Checks agent tokens against a key set and the hub's own rules.
 ///
 /// Cheap to clone; a configuration reload makes a new one and may keep the same [`Keys`].
@@ -64,14 +66,6 @@ impl Verifier {
         identity.token_id = Some(fit.unwrap_or_else(|| fingerprint(token)));
         Ok(identity)
     }
-}
-
-/// Characters of the longest name of a token that records and other hubs get to see.
-const MAX_TOKEN_ID: usize = 64;
-
-/// Whether `id` may name a token in records.
-pub(crate) fn is_token_id(id: &str) -> bool {
-    (1..=MAX_TOKEN_ID).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// The name of a token that has none: enough of its SHA-256 to tell it from others, and nothing that

@@ -18,5 +18,6 @@ pub mod router;
 pub mod server;
 mod strict_json;
 mod token_file;
+mod token_id;
 pub mod tunnels;
 mod web_client;

@@ -13,6 +13,7 @@ const HUB: &[&str] = &[
     "config",
     "metrics",
     "strict_json",
+    "token_id",
     "registry",
     "forwarded",
     "token_file",

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Owner;
 use super::routes::Entry;
-use crate::auth::is_token_id;
 use crate::strict_json::object;
+use crate::token_id::is_token_id;
 
 /// Longest notification that is read or written, in bytes. A change that does not fit is told of
 /// without its content.

@@ -437,7 +437,8 @@ impl World {
             }
         }
         (self.refuses, self.holds) = (false, false);
-        for _ in 0..3000 {
+        // Where there is room for a byte at a time, each takes two rounds.
+        for _ in 0..20_000 {
             let paths = self.paths.len();
             self.attach(false);
             self.dial(true);
