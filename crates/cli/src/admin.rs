@@ -68,23 +68,7 @@ impl Admin {
 
     fn prepare(access: &Access) -> anyhow::Result<Self> {
         let url = parse_url(&access.url)?;
-        let roots = match &access.ca_bundle {
-            Some(bundle) => Roots::SystemAnd(bundle.clone()),
-            None => Roots::System,
-        };
-        let files = ClientFiles {
-            roots,
-            identity: None,
-        };
-        let tls = url
-            .is_tls()
-            .then(|| LiveClientConfig::load(files).map(|live| live.current()));
-        let dialer = Dialer {
-            tls: tls.transpose()?,
-            proxies: ProxyRules::none(),
-            timeout: CONNECT_DEADLINE,
-            tcp: TcpOptions::default(),
-        };
+        let dialer = dialer(&url, access.ca_bundle.as_ref())?;
         Ok(Self {
             shown: access.url.trim_end_matches('/').to_owned(),
             url,
@@ -123,7 +107,7 @@ impl Admin {
     }
 
     async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        let answered = timeout(DEADLINE, self.exchange(method, path, body)).await;
+        let answered = timeout(DEADLINE, self.send(method, path, body)).await;
         let (status, body) = answered
             .map_err(|_| anyhow!("no complete answer within {} s", DEADLINE.as_secs()))
             .flatten()
@@ -146,40 +130,77 @@ impl Admin {
         Err(refusal(status, &answer, self.bearer.is_some()))
     }
 
-    async fn exchange(
+    async fn send(
         &self,
         method: Method,
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<(StatusCode, Bytes)> {
-        let io = self.dialer.dial(&self.url).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         let content = body.map(Value::to_string).unwrap_or_default();
         let mut request = Request::new(Full::<Bytes>::from(content));
         *request.method_mut() = method;
         *request.uri_mut() = Uri::try_from(format!("/api/v1/{path}"))?;
         let headers = request.headers_mut();
-        headers.insert(HOST, HeaderValue::try_from(self.url.authority())?);
-        let agent = concat!("nowconnect/", env!("CARGO_PKG_VERSION"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(agent));
         if body.is_some() {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
         if let Some(bearer) = &self.bearer {
             headers.insert(AUTHORIZATION, bearer.clone());
         }
-        let answer = async {
-            let answer = sender.send_request(request).await?;
-            read(answer).await
-        };
-        tokio::pin!(connection);
-        tokio::pin!(answer);
-        tokio::select! {
-            answer = &mut answer => answer,
-            ended = &mut connection => {
-                ended?;
-                answer.await
-            }
+        exchange(&self.dialer, &self.url, request).await
+    }
+}
+
+/// Who dials `url`, trusting the system's CA certificates and those of `ca_bundle`.
+///
+/// # Errors
+/// CA certificates cannot be read.
+pub(crate) fn dialer(url: &WsUrl, ca_bundle: Option<&PathBuf>) -> anyhow::Result<Dialer> {
+    let roots = match ca_bundle {
+        Some(bundle) => Roots::SystemAnd(bundle.clone()),
+        None => Roots::System,
+    };
+    let files = ClientFiles {
+        roots,
+        identity: None,
+    };
+    let tls = url
+        .is_tls()
+        .then(|| LiveClientConfig::load(files).map(|live| live.current()));
+    Ok(Dialer {
+        tls: tls.transpose()?,
+        proxies: ProxyRules::none(),
+        timeout: CONNECT_DEADLINE,
+        tcp: TcpOptions::default(),
+    })
+}
+
+/// Sends `request` over a connection of its own, and reads the answer.
+///
+/// # Errors
+/// Nobody answers, or the answer breaks off.
+pub(crate) async fn exchange(
+    dialer: &Dialer,
+    url: &WsUrl,
+    mut request: Request<Full<Bytes>>,
+) -> anyhow::Result<(StatusCode, Bytes)> {
+    let io = dialer.dial(url).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
+    let headers = request.headers_mut();
+    headers.insert(HOST, HeaderValue::try_from(url.authority())?);
+    let agent = concat!("nowconnect/", env!("CARGO_PKG_VERSION"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+    let answer = async {
+        let answer = sender.send_request(request).await?;
+        read(answer).await
+    };
+    tokio::pin!(connection);
+    tokio::pin!(answer);
+    tokio::select! {
+        answer = &mut answer => answer,
+        ended = &mut connection => {
+            ended?;
+            answer.await
         }
     }
 }
@@ -242,7 +263,11 @@ fn refusal(status: StatusCode, answer: &Value, with_token: bool) -> anyhow::Erro
     }
 }
 
-fn parse_url(text: &str) -> anyhow::Result<WsUrl> {
+/// Reads `--url`, an address without a path.
+///
+/// # Errors
+/// It is none.
+pub(crate) fn parse_url(text: &str) -> anyhow::Result<WsUrl> {
     let ws = match text.trim().split_once("://") {
         Some(("http", rest)) => format!("ws://{rest}"),
         Some(("https", rest)) => format!("wss://{rest}"),

@@ -14,6 +14,7 @@ mod duration;
 mod failure;
 mod flows;
 mod hardening;
+mod health;
 mod hub;
 mod logging;
 mod man;
@@ -68,6 +69,7 @@ enum Command {
     Agents(agents::Args),
     Flows(flows::Args),
     Path(path::Args),
+    Health(health::Args),
     Reload(reload::Args),
     Drain(drain::Args),
     Policy(policy::Args),
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
         Command::Agents(args) => agents::run(&args),
         Command::Flows(args) => flows::run(&args),
         Command::Path(args) => path::run(&args),
+        Command::Health(args) => health::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Drain(args) => drain::run(&args),
         Command::Policy(args) => policy::run(&args),

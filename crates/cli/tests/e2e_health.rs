@@ -171,3 +171,41 @@ async fn counters_follow_the_traffic() -> Result<()> {
     assert!(scrape.sum("nowconnect_token_expiry_seconds", &[("agent", "site-1")]) > 60.0);
     Ok(())
 }
+
+/// Asks as a probe of a container does.
+async fn health(addr: std::net::SocketAddr) -> Result<(bool, String)> {
+    let mut probe = tokio::process::Command::new(env!("CARGO_BIN_EXE_nowconnect"));
+    probe
+        .arg("health")
+        .env("NC_HEALTH_URL", format!("http://{addr}"));
+    let output = probe.output().await?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((output.status.success(), String::from_utf8(said)?))
+}
+
+#[tokio::test]
+async fn the_health_command_tells_who_is_ready() -> Result<()> {
+    let (lab, server) = (lab()?, Target::echo().await?);
+    let mut hub = lab.hub("hub-a").listener("echo").start().await?;
+    for addr in [hub.tunnel_addr()?, hub.http_addr()?] {
+        assert_eq!(health(addr).await?, (true, "ready\n".to_owned()));
+    }
+    let admin = health(hub.admin_addr()?).await?;
+    assert!(!admin.0 && admin.1.contains("not from a hub"), "{admin:?}");
+    let addr = hub.tunnel_addr()?;
+    let plan = lab.agent("site-1").target("echo", server.addr());
+    let agent = plan.to(&hub).start().await?;
+    assert_eq!(
+        health(agent.health_addr()).await?,
+        (true, "ready\n".to_owned())
+    );
+    hub.process().kill().await?;
+    let gone = health(addr).await?;
+    assert!(!gone.0 && gone.1.lines().count() == 1, "{gone:?}");
+    until("the agent to miss its hub", async || {
+        let (ready, said) = health(agent.health_addr()).await?;
+        ensure!(!ready && said.lines().count() == 1, "{said}");
+        Ok(())
+    })
+    .await
+}
