@@ -4,6 +4,7 @@ mod admin;
 mod agent;
 mod agents;
 mod audit;
+mod bench;
 mod cells;
 mod certs;
 mod check;
@@ -74,6 +75,7 @@ enum Command {
     Drain(drain::Args),
     Policy(policy::Args),
     Audit(audit::Args),
+    Bench(bench::Args),
     Token(token::Args),
     Certs(certs::Args),
     Completions(completions::Args),
@@ -95,6 +97,7 @@ fn main() -> ExitCode {
         Command::Drain(args) => drain::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Audit(args) => return audit::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Token(args) => token::run(args),
         Command::Certs(args) => certs::run(args),
         Command::Completions(args) => completions::run(&args),

@@ -28,11 +28,12 @@ pub struct Slapd {
     _process: Process,
     dir: TempDir,
     addr: SocketAddr,
+    tls_addr: SocketAddr,
 }
 
 impl Slapd {
     /// Starts a server with `people` entries `uid=uN,ou=people` below [`BASE_DN`]; it offers
-    /// StartTLS with a certificate for 127.0.0.1 and `localhost`.
+    /// StartTLS and, on another port, TLS with a certificate for 127.0.0.1 and `localhost`.
     ///
     /// # Errors
     /// When OpenLDAP is not installed or does not start.
@@ -48,11 +49,10 @@ impl Slapd {
         program::succeed(load.args(["-q", "-f"]).arg(&config).arg("-l").arg(&ldif)).await?;
 
         let addr = ports::local(ports::reserve()?);
+        let tls_addr = ports::local(ports::reserve()?);
+        let urls = format!("ldap://{addr} ldaps://{tls_addr}");
         let mut serve = Command::new(program::find("slapd", "slapd")?);
-        serve
-            .arg("-f")
-            .arg(&config)
-            .args(["-h", &format!("ldap://{addr}"), "-d", "0"]);
+        serve.arg("-f").arg(&config).args(["-h", &urls, "-d", "0"]);
         let mut process = Process::spawn("slapd", &mut serve, dir.path())?;
         let up = until("slapd to listen", async || {
             Ok(TcpStream::connect(addr).await?)
@@ -62,12 +62,18 @@ impl Slapd {
             _process: process,
             dir,
             addr,
+            tls_addr,
         })
     }
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where it speaks TLS from the first byte.
+    pub fn tls_addr(&self) -> SocketAddr {
+        self.tls_addr
     }
 
     /// The CA of its certificate, for `LDAPTLS_CACERT`.
