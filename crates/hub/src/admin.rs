@@ -1,7 +1,8 @@
 //! The admin API: shows what the hub does to those who run it, and does what they ask.
 //!
-//! It has a port of its own, on loopback unless configured otherwise. No browser has business here:
-//! see [`access`]. Reading is GET, acting is POST, and every action is an audit record.
+//! It has a port of its own, on loopback unless configured otherwise. No browser has business here but
+//! with the hub's own [`page`]: see [`access`]. Reading is GET, acting is POST, and every action is an
+//! audit record.
 
 mod access;
 mod agent_orders;
@@ -15,6 +16,7 @@ mod history;
 mod merge;
 mod mesh_view;
 mod orders;
+mod page;
 mod path;
 mod problem;
 mod query;
@@ -200,11 +202,21 @@ impl Admin {
         self.tls
     }
 
+    /// Refuses who may not ask; answers with a file of the page, for which nobody needs the token.
+    fn admit(&self, call: &Call) -> Result<Option<Answer>, Refused> {
+        access::check_origin(&call.request, self.tls)?;
+        let rules = self.rules.load();
+        let file = page::file(&call.request, rules.token.is_some());
+        if let (None, Some(token)) = (&file, &rules.token) {
+            self.check_token(call, token)?;
+        }
+        Ok(file)
+    }
+
     async fn serve(&self, call: &mut Call) -> Result<Answer, Refused> {
         let request = &call.request;
-        access::check_origin(request, self.tls)?;
-        if let Some(token) = &self.rules.load().token {
-            self.check_token(call, token)?;
+        if let Some(file) = self.admit(call)? {
+            return Ok(file);
         }
         let path = request.uri().path().to_owned();
         let Some(route) = Route::parse(&path) else {
