@@ -18,6 +18,7 @@
 pub use anyhow;
 
 pub mod authority;
+pub mod browser;
 pub mod captured_log;
 pub mod connect_proxy;
 pub mod fault_proxy;

@@ -1,8 +1,12 @@
 // Elements and texts. Everything that comes from the hub goes through textContent.
+//
+// These are plain scripts that share one scope: browsers send an Origin header with modules, and the hub answers
+// nothing that has one.
+"use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-export const byId = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 
 function filled(element, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) {
@@ -13,14 +17,14 @@ function filled(element, attributes, children) {
   return element;
 }
 
-export const make = (name, attributes = {}, ...children) =>
+const make = (name, attributes = {}, ...children) =>
   filled(document.createElement(name), attributes, children);
 
-export const draw = (name, attributes = {}, ...children) =>
+const draw = (name, attributes = {}, ...children) =>
   filled(document.createElementNS(SVG, name), attributes, children);
 
 /** Sets a text only when it differs, so that nothing is announced or repainted for nothing. */
-export function say(element, text) {
+function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
@@ -28,7 +32,7 @@ export function say(element, text) {
  * A table whose rows stay the same elements while they show the same thing, so that focus and selection survive updates.
  * `columns`: [title, class, head?]; a cell is a text, or {text, class, title, press}.
  */
-export function table(id, caption, columns) {
+function table(id, caption, columns) {
   const body = make("tbody");
   const label = make("caption", {}, caption);
   const heads = columns.map(([title, kind]) => make("th", { scope: "col", class: kind }, title));
@@ -79,14 +83,14 @@ function fill(place, cell, kind = "") {
 
 const whole = new Intl.NumberFormat("en");
 
-export const count = (number) => (Number.isFinite(number) ? whole.format(number) : "–");
+const count = (number) => (Number.isFinite(number) ? whole.format(number) : "–");
 
-export function decimal(number) {
+function decimal(number) {
   if (!Number.isFinite(number)) return "–";
   return number >= 100 ? count(Math.round(number)) : number.toFixed(number >= 10 || number === 0 ? 0 : 1);
 }
 
-export function bytes(number) {
+function bytes(number) {
   if (!Number.isFinite(number)) return "–";
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
@@ -94,13 +98,13 @@ export function bytes(number) {
   return `${unit === 0 ? Math.round(number) : number.toFixed(number >= 100 ? 0 : 1)} ${units[unit]}`;
 }
 
-export function ms(number) {
+function ms(number) {
   if (!Number.isFinite(number)) return "–";
   if (number >= 10_000) return `${Math.round(number / 1000)} s`;
   return `${number >= 100 ? Math.round(number) : number.toFixed(number >= 10 ? 1 : 2)} ms`;
 }
 
-export function span(seconds) {
+function span(seconds) {
   if (!Number.isFinite(seconds)) return "–";
   if (seconds < 60) return `${Math.floor(seconds)} s`;
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
@@ -108,4 +112,4 @@ export function span(seconds) {
   return `${Math.floor(seconds / 86_400)} d ${Math.floor((seconds % 86_400) / 3600)} h`;
 }
 
-export const clock = (at) => new Date(at).toLocaleTimeString("en-GB");
+const clock = (at) => new Date(at).toLocaleTimeString("en-GB");

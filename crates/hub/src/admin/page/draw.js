@@ -1,7 +1,5 @@
 // The map of hubs, agents and connectors, and the plots.
-
-import { bytes, count, decimal, draw, make, ms, say } from "./dom.js";
-import { linksOf, STATES } from "./tables.js";
+"use strict";
 
 const HUB = { x: 150, width: 190, height: 62, step: 84 };
 const AGENT = { x: 430, width: 160, height: 36, step: 44 };
@@ -19,7 +17,7 @@ function redraw(svg, about, key, draws) {
   svg.replaceChildren(...draws());
 }
 
-export function drawMap(svg, told) {
+function drawMap(svg, told) {
   const model = modelOf(told);
   redraw(svg, describe(model), JSON.stringify(model), () => {
     const columns = [[HUB, model.hubs], [AGENT, model.agents], [CONNECTOR, model.connectors]];
@@ -33,7 +31,8 @@ export function drawMap(svg, told) {
     const titles = [[HUB, "Hubs"], [AGENT, model.grouped ? "Agents, by hub" : "Agents"], [CONNECTOR, "Connectors"]];
     return [
       ...titles.map(([{ x }, title]) => draw("text", { x, y: 13, class: "col" }, title)),
-      ...model.pairs.flatMap((pair) => arc(place.get(pair.a), place.get(pair.b), pair)),
+      // Names over lines.
+      ...model.pairs.flatMap((pair) => arc(place.get(pair.a), place.get(pair.b), pair)).sort((a, b) => (a.nodeName < b.nodeName ? -1 : 1)),
       ...model.edges.flatMap((edge) => curve(place.get(edge.from), place.get(edge.to), edge)),
       ...[...place.values()].flatMap(box),
     ];
@@ -158,7 +157,7 @@ function arc(a, b, { level, label }) {
   const x = HUB.x - bow * 0.75;
   return [
     draw("path", { d: `M${HUB.x} ${from}C${HUB.x - bow} ${from} ${HUB.x - bow} ${to} ${HUB.x} ${to}`, class: level }),
-    draw("text", { x: x - 6, y: middle + 4, "text-anchor": "end", class: `sub ${level}` }, label),
+    draw("text", { x, y: middle + 4, "text-anchor": "middle", class: `rtt ${level}` }, label),
   ];
 }
 
@@ -170,11 +169,11 @@ const SPAN_MS = 900_000;
 const PLOTS = [
   { title: "Flows", show: count, lines: [["flows", "open"]] },
   { title: "Opens per second", show: decimal, lines: [["opens_per_sec", "opens"]] },
-  { title: "Throughput per second", show: bytes, lines: [["bytes_c2a_per_sec", "to agents"], ["bytes_a2c_per_sec", "to clients"]] },
+  { title: "Throughput per second", show: bytes, base: 1024, lines: [["bytes_c2a_per_sec", "to agents"], ["bytes_a2c_per_sec", "to clients"]] },
   { title: "Time to open", show: (value) => ms(value), lines: [["open_p50_ms", "p50"], ["open_p95_ms", "p95"]] },
 ];
 
-export function drawPlots(place, samples, now) {
+function drawPlots(place, samples, now) {
   PLOTS.forEach((plot, at) => {
     const figure = place.children[at] ?? place.appendChild(frame(plot));
     drawPlot(figure, plot, samples, now);
@@ -186,12 +185,12 @@ function frame({ title, lines }) {
   const paths = lines.map((_, at) => draw("path", { class: at ? "two-line" : "one" }));
   const grid = draw("path", { class: "grid", d: `M0 ${HEIGHT / 2}H${WIDTH}M0 1H${WIDTH}` });
   const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" }, grid, ...paths);
-  const labels = [make("span", { class: "top" }), make("span", { class: "from" }, "15 min ago"), make("span", { class: "to" }, "now")];
+  const labels = [make("span", { class: "top" }), make("p", {}, make("span", {}, "15 min ago"), make("span", {}, "now"))];
   return make("figure", {}, make("figcaption", {}, make("strong", {}, title), ...keys), make("div", { class: "plot" }, svg, ...labels));
 }
 
-function drawPlot(figure, { title, show, lines }, samples, now) {
-  const top = nice(Math.max(0, ...samples.flatMap((sample) => lines.map(([key]) => sample[key] ?? 0))));
+function drawPlot(figure, { title, show, lines, base = 1000 }, samples, now) {
+  const top = nice(Math.max(0, ...samples.flatMap((sample) => lines.map(([key]) => sample[key] ?? 0))), base);
   const svg = figure.querySelector("svg");
   const told = lines.map(([key, name], at) => {
     svg.children[at + 1].setAttribute("d", line(samples, key, top, now));
@@ -220,9 +219,10 @@ function line(samples, key, top, now) {
   return path;
 }
 
-/** The end of the scale: 1, 2 or 5 and zeros. */
-function nice(most) {
+/** The end of the scale: 1, 2 or 5 and zeros, of units that are powers of `base`. */
+function nice(most, base) {
   if (most <= 0) return 1;
-  const unit = 10 ** Math.floor(Math.log10(most));
-  return unit * [1, 2, 5, 10].find((step) => step * unit >= most);
+  const unit = base === 1000 ? 1 : base ** Math.max(0, Math.floor(Math.log(most) / Math.log(base)));
+  const ten = 10 ** Math.floor(Math.log10(most / unit));
+  return unit * ten * [1, 2, 5, 10].find((step) => step * ten * unit >= most);
 }

@@ -1,8 +1,5 @@
 // Asks the hub every two seconds and shows what it answers.
-
-import { byId, clock, count, decimal, bytes, ms, make, say } from "./dom.js";
-import { drawMap, drawPlots } from "./draw.js";
-import { showAgents, showConnectors, showEvents, showFlows, showHubs, showLinks, showPath } from "./tables.js";
+"use strict";
 
 const EVERY_MS = 2000;
 const HIDDEN_MS = 20_000;
@@ -115,7 +112,7 @@ function troubles({ status, mesh, connectors }) {
   for (const hub of status.hubs) {
     const name = hub.hub ?? hub.peer;
     if (!hub.answered) found.push(["bad", name, `does not answer (${hub.reason}): ${hub.detail}`]);
-    else if (hub.status === "degraded") for (const reason of hub.reasons) found.push(["bad", name, `degraded: ${reason}`]);
+    else if (hub.status === "degraded") for (const reason of hub.reasons) found.push(["warn", name, `degraded: ${reason}`]);
     else if (hub.status !== "ready") found.push(["warn", name, hub.status]);
     if (hub.needs_restart?.length) found.push(["warn", name, `waits for a restart: ${hub.needs_restart.join(", ")}`]);
   }
@@ -140,7 +137,14 @@ function troubles({ status, mesh, connectors }) {
     const different = [...new Set(status.hubs.filter((hub) => hub.answered).map((hub) => hub[what]))];
     if (different.length > 1) found.push(["warn", "hubs", `are of different ${word}: ${different.join(", ")}`]);
   }
-  return found.sort(([a], [b]) => (a === b ? 0 : a === "bad" ? -1 : 1));
+  // What several hubs tell alike is told once.
+  const alike = new Map();
+  for (const [level, hub, words] of found) {
+    const key = `${level} ${words}`;
+    alike.set(key, { level, words, hubs: [...(alike.get(key)?.hubs ?? []), hub] });
+  }
+  return [...alike.values()].map(({ level, words, hubs }) => [level, hubs.join(", "), words])
+    .sort(([a], [b]) => (a === b ? 0 : a === "bad" ? -1 : 1));
 }
 
 function show(told) {
@@ -176,13 +180,14 @@ function showState(found, status) {
 
 function showTroubles(found) {
   byId("troubles").hidden = !found.length;
+  byId("troubles").className = found.some(([level]) => level === "bad") ? "bad" : "warn";
   const list = byId("trouble-list");
   const wanted = found.map(([level, hub, words]) => `${level === "bad" ? "■" : "▲"} ${hub}\u0000${level}\u0000${words}`);
   for (const item of [...list.children]) if (!wanted.includes(item.dataset.key)) item.remove();
   wanted.forEach((key, at) => {
     if (list.children[at]?.dataset.key === key) return;
     const [hub, level, words] = key.split("\u0000");
-    const item = make("li", { class: level }, make("b", {}, hub), ` ${words}`);
+    const item = make("li", {}, make("b", { class: level }, hub), make("span", {}, words));
     item.dataset.key = key;
     list.insertBefore(item, list.children[at] ?? null);
   });

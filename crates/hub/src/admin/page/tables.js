@@ -1,10 +1,9 @@
 // The tables, and the way of a connector.
-
-import { bytes, clock, count, make, ms, span, table } from "./dom.js";
+"use strict";
 
 const SIGNS = { ok: "●", warn: "▲", bad: "■" };
-export const STATES = {
-  ready: "ok", degraded: "bad", starting: "warn", draining: "warn",
+const STATES = {
+  ready: "ok", degraded: "warn", starting: "warn", draining: "warn",
   established: "ok", connecting: "warn", backoff: "bad", closed: "bad",
   up: "ok", embedded: "ok", down: "bad",
   open: "ok", opening: "warn", waiting: "warn",
@@ -21,7 +20,7 @@ function state(word, title) {
 const hubs = table("hubs", "Hubs", [
   ["Hub"], ["State"], ["Mode"], ["Registry"], ["Version"], ["Up for", "num"], ["Agents", "num"], ["Flows", "num"], ["Listeners", "num"], ["Answer", "num"],
 ]);
-export function showHubs({ status, mesh }) {
+function showHubs({ status, mesh }) {
   const registry = new Map(mesh.hubs.filter((hub) => hub.answered).map((hub) => [hub.hub, hub.registry]));
   hubs(status.hubs, {
     key: (hub) => hub.hub ?? hub.peer,
@@ -39,10 +38,10 @@ export function showHubs({ status, mesh }) {
 }
 
 const links = table("links", "Links between hubs", [
-  ["From"], ["To"], ["State"], ["Round trip", "num"], ["Flows", "num"], ["Queue", "num"], ["In flight", "num"], ["Since", "num"], ["Reconnects", "num"], ["Last error"],
+  ["From"], ["To"], ["State"], ["Round trip", "num"], ["Flows", "num"], ["Queue", "num"], ["In flight", "num"], ["Since", "num"], ["Reconnects", "num"], ["Last error", "wide"],
 ]);
 /** Each link once: as the hub that dials tells it, or else the one that accepts. */
-export function linksOf(mesh) {
+function linksOf(mesh) {
   const known = new Map();
   for (const hub of mesh.hubs.filter((one) => one.answered)) {
     for (const link of hub.links) {
@@ -55,7 +54,7 @@ export function linksOf(mesh) {
   }
   return [...known.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
 }
-export function showLinks(mesh) {
+function showLinks(mesh) {
   const all = linksOf(mesh);
   const up = all.filter((link) => link.state === "established").length;
   links(all, {
@@ -74,7 +73,7 @@ export function showLinks(mesh) {
 const connectors = table("connectors", "Connectors", [
   ["Connector"], ["State"], ["Listeners"], ["Tunnels", "num"], ["Flows", "num"], ["Opened", "num"], ["To agents", "num"], ["To clients", "num"], ["Open p50", "num"], ["p95", "num"], ["Turned away"],
 ]);
-export function showConnectors({ connectors: told }, choose) {
+function showConnectors({ connectors: told }, choose) {
   connectors(told.connectors, {
     key: (connector) => connector.name,
     none: "No listener and no agent has any.",
@@ -101,7 +100,7 @@ export function showConnectors({ connectors: told }, choose) {
 }
 
 /** The ways of one connector, hop by hop. */
-export function showPath(place, connector, told) {
+function showPath(place, connector, told) {
   place.hidden = !connector || !told || told.connector !== connector;
   if (place.hidden) return;
   const ways = told.paths.map((path) => {
@@ -125,7 +124,7 @@ export function showPath(place, connector, told) {
 const agents = table("agents", "Agents", [
   ["Agent"], ["Version"], ["Hubs"], ["Connectors"], ["Address"], ["Protocol", "num"], ["Tunnels", "num"], ["Flows", "num"], ["Round trip", "num"], ["Connected", "num"], ["Token ends in", "num"], ["Epoch", "num"],
 ]);
-export function showAgents(told, status) {
+function showAgents(told, status) {
   agents(told.agents, {
     key: (agent) => agent.agent_id,
     none: "No agent fits.",
@@ -151,7 +150,7 @@ export function showAgents(told, status) {
 const flows = table("flows", "Flows", [
   ["Cid"], ["State"], ["Connector"], ["Client"], ["Hub"], ["Over"], ["Agent"], ["To agent", "num"], ["To client", "num"], ["Open for", "num"], ["Idle", "num"], ["Held", "num"],
 ]);
-export function showFlows(told, filter) {
+function showFlows(told, filter) {
   const filtered = Object.values(filter).some(Boolean);
   flows(told.flows, {
     key: (flow) => flow.cid,
@@ -166,7 +165,7 @@ export function showFlows(told, filter) {
 }
 
 const events = table("events", "Events", [["Time"], ["Hub"], ["Level"], ["Event"], ["Fields", "wide"]]);
-export function showEvents(told) {
+function showEvents(told) {
   const level = (event) => (event.level === "INFO" ? { text: "info", class: "quiet" } : state(event.level));
   events([...told.events].reverse(), {
     key: (event) => `${event.hub} ${event.number} ${event.at_ms}`,
