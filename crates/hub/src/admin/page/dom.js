@@ -79,7 +79,9 @@ function fill(place, cell, kind = "") {
   if (title && place.title !== title) place.title = title;
 }
 
-// Numbers for people.
+// Texts and numbers for people.
+
+const cut = (text, letters) => (text.length > letters ? `${text.slice(0, letters - 1)}…` : text);
 
 const whole = new Intl.NumberFormat("en");
 

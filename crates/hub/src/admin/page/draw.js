@@ -126,8 +126,6 @@ function describe({ hubs, pairs, agents, connectors }) {
   return `Topology. ${words.join(". ")}. The tables below tell the same.`;
 }
 
-const cut = (text, letters) => (text.length > letters ? `${text.slice(0, letters - 1)}…` : text);
-
 function box({ x, y, width, height, item }) {
   const letters = Math.floor(width / 7);
   return [

@@ -38,7 +38,7 @@ function showHubs({ status, mesh }) {
 }
 
 const links = table("links", "Links between hubs", [
-  ["From"], ["To"], ["State"], ["Round trip", "num"], ["Flows", "num"], ["Queue", "num"], ["In flight", "num"], ["Since", "num"], ["Reconnects", "num"], ["Last error", "wide"],
+  ["From"], ["To"], ["State"], ["Round trip", "num"], ["Flows", "num"], ["Queue", "num"], ["In flight", "num"], ["Since", "num"], ["Reconnects", "num"], ["Last error"],
 ]);
 /** Each link once: as the hub that dials tells it, or else the one that accepts. */
 function linksOf(mesh) {
@@ -65,7 +65,7 @@ function showLinks(mesh) {
       link.from, link.to, state(link.state), ms(link.rtt_ms ?? NaN), count(link.flows), count(link.queue_frames), bytes(link.inflight_bytes),
       span(link.since_sec ?? NaN), count(link.reconnects),
       // What went wrong before is in the events.
-      link.state === "established" ? "" : { text: link.last_error, class: "bad" },
+      link.state === "established" ? "" : { text: cut(link.last_error ?? "", 48), class: "bad", title: link.last_error },
     ],
   });
 }
@@ -135,7 +135,7 @@ function showAgents(told, status) {
       const left = Math.min(...of("token_expires_at")) - told.at_ms / 1000;
       const names = agent.connectors.join(", ");
       return [
-        agent.agent_id, agent.version, agent.hubs.join(", "), { text: names.length > 60 ? `${names.slice(0, 58)}…` : names, title: names },
+        agent.agent_id, agent.version, agent.hubs.join(", "), { text: cut(names, 60), title: names },
         [...new Set(agent.tunnels.map((tunnel) => tunnel.remote))].join(", "),
         [...new Set(of("protocol"))].join(", "),
         leaves ? { text: `▲ ${agent.tunnels.length}, leaving`, class: "warn" } : count(agent.tunnels.length),
