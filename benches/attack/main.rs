@@ -31,6 +31,7 @@ const REQUEST_FLOWS: usize = 8;
 #[derive(Clone, Copy)]
 enum Attack {
     SilentSockets,
+    SilentClients,
     PingFlood,
     UnknownFlood,
     JwtStorm,
@@ -38,8 +39,9 @@ enum Attack {
 }
 
 impl Attack {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::SilentSockets,
+        Self::SilentClients,
         Self::PingFlood,
         Self::UnknownFlood,
         Self::JwtStorm,
@@ -48,10 +50,13 @@ impl Attack {
 
     fn name(self) -> &'static str {
         match self {
-            Self::SilentSockets => "2000 silent sockets, opened again as they are closed",
+            Self::SilentSockets => {
+                "2000 silent sockets at the tunnel port, opened again as they are closed"
+            }
+            Self::SilentClients => "1900 clients that connect and are silent",
             Self::PingFlood => "pings of an agent, as fast as it can, again after each close",
             Self::UnknownFlood => "unknown frames of an agent, the same",
-            Self::JwtStorm => "500 bad tokens a second",
+            Self::JwtStorm => "500 bad tokens a second, from 250 addresses",
             Self::OpenAndReset => "500 clients a second that connect and reset",
         }
     }
@@ -151,26 +156,34 @@ where
     Ok(())
 }
 
+/// One of 250 addresses of this machine.
+fn address(number: u64) -> [u8; 4] {
+    [127, 0, 1, (number % 250) as u8 + 1]
+}
+
+/// So many sockets that say nothing, opened again when they are closed.
+async fn silence(sockets: u64, to: SocketAddr) -> Result<()> {
+    let mut holders = JoinSet::new();
+    for number in 0..sockets {
+        holders.spawn(async move {
+            loop {
+                if let Ok(mut socket) = connect_from(address(number), to).await {
+                    let _ = socket.read(&mut [0; 1]).await;
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+    holders.join_all().await;
+    Ok(())
+}
+
 async fn attack(kind: Attack, site: &Site) -> Result<()> {
     let to = site.hub.tunnel_addr()?;
     let echo = site.hub.listener_addr("echo")?;
     match kind {
-        Attack::SilentSockets => {
-            let mut holders = JoinSet::new();
-            for n in 0..2000u16 {
-                holders.spawn(async move {
-                    let from = [127, 0, 1, (n % 250) as u8 + 1];
-                    loop {
-                        if let Ok(mut socket) = connect_from(from, to).await {
-                            let _ = socket.read(&mut [0; 1]).await;
-                        }
-                        tokio::time::sleep(Duration::from_secs(1)).await;
-                    }
-                });
-            }
-            holders.join_all().await;
-            Ok(())
-        }
+        Attack::SilentSockets => silence(2000, to).await,
+        Attack::SilentClients => silence(1900, echo).await,
         Attack::PingFlood => flood(to, site.lab.issuer().token("evil")?, v2(7, 0, &[1; 8])).await,
         Attack::UnknownFlood => flood(to, site.lab.issuer().token("evil")?, v2(0x7f, 0, b"")).await,
         Attack::JwtStorm => paced(500, move |number| async move {
@@ -178,8 +191,15 @@ async fn attack(kind: Attack, site: &Site) -> Result<()> {
                 json!({ "alg": "ES256", "kid": if number % 2 == 0 { "key-1" } else { "other" } });
             let token = Issuer::forge(&header, &claims("evil", 3600), &[1; 64]);
             let bearer = format!("Bearer {token}");
-            let headers = http::upgrade_headers(&bearer);
-            let _ = http::request(to, "GET", "/tunnel", &headers, "").await;
+            let fields: String = http::upgrade_headers(&bearer)
+                .into_iter()
+                .map(|(name, value)| format!("{name}: {value}\r\n"))
+                .collect();
+            let request = format!("GET /tunnel HTTP/1.1\r\nHost: hub\r\n{fields}\r\n");
+            if let Ok(mut socket) = connect_from(address(number), to).await {
+                let _ = socket.write_all(request.as_bytes()).await;
+                let _ = socket.read_to_end(&mut Vec::new()).await;
+            }
         })
         .await,
         Attack::OpenAndReset => {
