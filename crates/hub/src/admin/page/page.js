@@ -247,6 +247,7 @@ function choosePath(connector) {
 
 function logOut(words) {
   token = null;
+  [reached, failures, failure] = [0, 0, ""];
   clearTimeout(timer);
   byId("login").hidden = false;
   byId("shown").hidden = true;
