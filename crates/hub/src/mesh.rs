@@ -44,6 +44,7 @@ use crate::policy::KeyedGate;
 pub use inbound::{Proof, Shown};
 pub use links::Conflict;
 pub use outbound::State;
+pub(crate) use questions::MAX_ANSWER;
 pub use questions::{Question, Unanswered};
 pub use status::{LinkStatus, PeerStatus};
 

@@ -333,6 +333,11 @@ impl Link {
         queue.wake();
     }
 
+    /// Frames of the link itself that wait because the peer takes none.
+    pub fn unsent(&self) -> usize {
+        self.queue.lock().control.len()
+    }
+
     /// Takes no new flows and tells the peer that the link will end after `deadline`.
     pub fn go_away(&self, reason: Reason, deadline: Duration) {
         self.queue.lock().leaving = true;

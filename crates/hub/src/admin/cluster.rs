@@ -15,7 +15,7 @@ use super::Admin;
 use super::problem::Problem;
 use super::query::{Query, Scope};
 use super::route::Route;
-use crate::mesh::{PeerStatus, Question, Unanswered};
+use crate::mesh::{MAX_ANSWER, PeerStatus, Question, Unanswered};
 
 /// How long another hub may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -209,7 +209,17 @@ impl Admin {
             )),
             false => self.tell(&question.hub, &question.body),
         };
-        let answer = serde_json::to_vec(&told).unwrap_or_default();
+        let mut answer = serde_json::to_vec(&told).unwrap_or_default();
+        if answer.len() > MAX_ANSWER {
+            let detail =
+                "its answer is too long: ask for less with a smaller limit, or the hub itself";
+            let told = Told::from(Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_long",
+                detail,
+            ));
+            answer = serde_json::to_vec(&told).unwrap_or_default();
+        }
         question.answer(answer.into());
     }
 

@@ -4,13 +4,15 @@
 //! it comes over the link that the question went out on.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nowconnect_link::session::Link;
 use nowconnect_proto::Frame;
+use nowconnect_proto::bucket::Bucket;
 use nowconnect_proto::frame::{MAX_JSON_BODY, QUERY_NUMBER_LEN};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -21,11 +23,15 @@ use super::Mesh;
 /// Bytes of the longest question.
 const MAX_QUESTION: usize = 4096;
 /// Bytes of the longest answer, all its pieces together.
-pub(super) const MAX_ANSWER: usize = 2 * 1024 * 1024;
+pub(crate) const MAX_ANSWER: usize = 2 * 1024 * 1024;
 /// Bytes of one piece: pings and credits have to wait for no more than a few of them.
 const PIECE: usize = 32 * 1024;
 /// Questions of one link that are being answered at a time.
 const AT_A_TIME: usize = 16;
+/// Questions of one link that are answered in a second.
+const A_SECOND: NonZeroU32 = NonZeroU32::new(100).unwrap();
+/// Frames that may wait for a hub that asks and does not read: no more is answered then.
+const MOST_UNSENT: usize = 2 * MAX_ANSWER / PIECE;
 /// Questions of this hub that wait for their answers.
 const WAITING: usize = 1024;
 
@@ -171,6 +177,8 @@ impl Mesh {
 pub(super) struct Asker {
     hub: Arc<str>,
     running: Arc<AtomicUsize>,
+    rate: Mutex<Bucket>,
+    since: Instant,
 }
 
 impl Asker {
@@ -178,7 +186,23 @@ impl Asker {
         Self {
             hub: hub.clone(),
             running: Arc::default(),
+            rate: Mutex::default(),
+            since: Instant::now(),
         }
+    }
+
+    /// Takes a place for a question that came over `link`; says whether there was none left.
+    fn enter(&self, link: &Link) -> (Slot, bool) {
+        let before = self.running.fetch_add(1, Ordering::Relaxed);
+        let slot = Slot(self.running.clone());
+        let is_too_many = before >= AT_A_TIME
+            || link.unsent() >= MOST_UNSENT
+            || self
+                .rate
+                .lock()
+                .take(self.since.elapsed(), A_SECOND)
+                .is_err();
+        (slot, is_too_many)
     }
 }
 
@@ -199,7 +223,7 @@ pub struct Question {
     pub hub: Arc<str>,
     /// What it asks.
     pub body: Bytes,
-    /// As many are being answered as may be: say so, and do nothing else about it.
+    /// As many are answered as may be: say so, and do nothing else about it.
     pub is_too_many: bool,
     number: u32,
     link: Arc<Link>,
@@ -237,14 +261,14 @@ pub(super) fn heed(mesh: &Weak<Mesh>, link: &Arc<Link>, asker: &Asker, frame: Fr
     match frame {
         Frame::Answer { number, more, body } => mesh.asked.take_in(link, number, more, &body),
         Frame::Query { number, body } if body.len() <= MAX_QUESTION => {
-            let before = asker.running.fetch_add(1, Ordering::Relaxed);
+            let (slot, is_too_many) = asker.enter(link);
             let question = Question {
                 hub: asker.hub.clone(),
                 body,
-                is_too_many: before >= AT_A_TIME,
+                is_too_many,
                 number,
                 link: link.clone(),
-                _slot: Slot(asker.running.clone()),
+                _slot: slot,
             };
             mesh.tell(|events| events.on_question(question));
         }

@@ -225,11 +225,20 @@ async fn a_flood_of_questions_is_answered_one_by_one() {
         odd.0.queue(Frame::Query { number, body });
     }
     odd.say(2000, body.into()).await;
-    let mut answered = 0;
+    let begun = Instant::now();
+    let (mut answered, mut found) = (0, 0.0);
     while answered <= 2000 {
-        if let Some(Frame::Answer { .. }) = odd.hear().await {
+        if let Some(Frame::Answer { body, .. }) = odd.hear().await {
             answered += 1;
+            found += f64::from(u8::from(body.starts_with(b"{\"found\"")));
         }
     }
-    assert_eq!(odd.asks("GET", "status").await["found"]["status"], "ready");
+    let most = 100.0 * (begun.elapsed().as_secs_f64() + 2.0);
+    assert!((1.0..most).contains(&found), "{found} of {answered}");
+    let mut status = odd.asks("GET", "status").await;
+    // For a hundredth of a second.
+    while status["error"] == "busy" {
+        status = odd.asks("GET", "status").await;
+    }
+    assert_eq!(status["found"]["status"], "ready");
 }
