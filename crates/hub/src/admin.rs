@@ -21,6 +21,7 @@ mod path;
 mod problem;
 mod query;
 mod recent;
+mod report;
 mod route;
 mod view;
 
@@ -29,8 +30,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use http::StatusCode;
 use http::header::AUTHORIZATION;
-use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use nowconnect_link::quiet::Quiet;
 use nowconnect_proto::Cid;
@@ -58,7 +59,6 @@ pub use recent::{KINDS, Recent};
 use access::Refused;
 use agent_orders::{Operator, Wish};
 use attempts::Attempts;
-use cluster::Part;
 use explain::Case;
 use history::History;
 use problem::Problem;
@@ -247,60 +247,6 @@ impl Admin {
         })
     }
 
-    /// What all hubs that are asked say, as one answer.
-    async fn report(
-        &self,
-        route: Route<'_>,
-        path: &str,
-        query: &Query,
-        by: &str,
-    ) -> Result<Answer, Problem> {
-        let method = match route.takes(&Method::GET) {
-            true => Method::GET,
-            false => Method::POST,
-        };
-        let parts = self.ask_all(&method, route, path, query, by).await?;
-        let merged = match route {
-            Route::Status => merge::status(&parts, self.known_agents()),
-            Route::Agents => merge::agents(&parts, query),
-            Route::Flows => merge::flows(&parts, query),
-            Route::Flow(_) => merge::flow(&parts),
-            Route::Connectors => merge::connectors(&parts),
-            Route::Path(connector) => {
-                let mut merged = path::paths(&parts, &self.rules.load().replica_id, query);
-                merged["connector"] = connector.into();
-                merged
-            }
-            Route::Events => merge::events(&parts, query),
-            Route::History => {
-                let found: Vec<_> = parts.iter().filter_map(Part::found).collect();
-                json!({ "period_sec": history::PERIOD_SEC, "samples": history::merge(&found) })
-            }
-            Route::Disconnect(agent_id) => followed(Wish::Disconnect, agent_id, &parts),
-            Route::Move(agent_id) => followed(Wish::Move, agent_id, &parts),
-            _ => json!({}),
-        };
-        let hubs = parts.iter().map(|part| match route {
-            Route::Status | Route::Mesh | Route::History => part.whole(),
-            Route::Agents | Route::Flows => part.with(&["total"]),
-            Route::Connectors => part.with(&["is_cut"]),
-            Route::Disconnect(_) | Route::Move(_) => part.with(&["tunnels", "untold"]),
-            Route::Path(_) => part.with(&["mode", "status", "tunnels_total", "routes_total"]),
-            _ => part.with(&[]),
-        });
-        let here = self.rules.load().replica_id.clone();
-        let mut report = merge::envelope(&here, query, hubs.collect());
-        if let (Some(report), Value::Object(merged)) = (report.as_object_mut(), merged) {
-            report.extend(merged);
-        }
-        let status = verdict(route, &report);
-        if let Some((code, detail)) = missing(route, status) {
-            report["error"] = code.into();
-            report["detail"] = detail.into();
-        }
-        Ok(answer::json(status, &report))
-    }
-
     /// What this hub says to a request that is about itself alone. `asker` is the hub that passed it
     /// on.
     fn part(
@@ -461,49 +407,6 @@ impl Admin {
 
 fn found(report: &Value) -> Answer {
     answer::json(StatusCode::OK, report)
-}
-
-fn followed(wish: Wish, agent_id: &str, parts: &[Part]) -> Value {
-    let count = |key: &str| -> u64 {
-        let found = parts.iter().filter_map(Part::found);
-        found.filter_map(|found| found[key].as_u64()).sum()
-    };
-    json!({
-        "agent_id": agent_id,
-        "action": wish.as_str(),
-        "tunnels": count("tunnels"),
-        "untold": count("untold"),
-    })
-}
-
-/// Something that was looked for by its name and is nowhere is not found, unless a hub that may have
-/// it did not answer.
-fn verdict(route: Route<'_>, report: &Value) -> StatusCode {
-    let is_there = match route {
-        Route::Flow(_) => report["flow"].is_object() || report["passing"].is_object(),
-        Route::Disconnect(_) | Route::Move(_) => report["tunnels"] != 0 || report["untold"] != 0,
-        _ => true,
-    };
-    let all_answered = merge::list(&report["hubs"])
-        .iter()
-        .all(|hub| hub["answered"] == true);
-    match (is_there, all_answered) {
-        (true, _) => StatusCode::OK,
-        (false, true) => StatusCode::NOT_FOUND,
-        (false, false) => StatusCode::GATEWAY_TIMEOUT,
-    }
-}
-
-fn missing(route: Route<'_>, status: StatusCode) -> Option<(&'static str, &'static str)> {
-    Some(match (status, route) {
-        (StatusCode::OK, _) => return None,
-        (StatusCode::GATEWAY_TIMEOUT, _) => (
-            "not_all_answered",
-            "no hub that answered has it, and not all did: see `hubs`",
-        ),
-        (_, Route::Flow(_)) => ("unknown_flow", "no flow of this name is open"),
-        _ => ("unknown_agent", "no agent of this id is connected"),
-    })
 }
 
 impl Respond for Admin {

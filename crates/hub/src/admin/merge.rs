@@ -36,7 +36,8 @@ fn items<'a>(parts: &'a [Part], key: &'a str) -> impl Iterator<Item = (&'a str, 
     })
 }
 
-fn sum<'a>(parts: &'a [Part], pointer: &'a str) -> u64 {
+/// The sum of what all hubs tell; one that tells nonsense overflows nothing.
+pub(super) fn sum<'a>(parts: &'a [Part], pointer: &'a str) -> u64 {
     let found = parts.iter().filter_map(Part::found);
     let numbers = found.filter_map(|found| found.pointer(pointer)?.as_u64());
     numbers.fold(0, u64::saturating_add)

@@ -148,10 +148,11 @@ mod tests {
             serde_json::from_str(super::super::OPENAPI).expect("JSON");
         let paths = document["paths"].as_object().expect("paths");
         assert_eq!(paths.len(), 16);
-        let mut seen = Vec::new();
+        let mut seen = std::collections::HashSet::new();
         for (path, methods) in paths {
             let route = Route::parse(path).unwrap_or_else(|| panic!("{path}"));
-            seen.push(std::mem::discriminant(&route));
+            let is_new = seen.insert(std::mem::discriminant(&route));
+            assert!(is_new, "{path} leads to the place of another");
             for (method, operation) in methods.as_object().expect("methods") {
                 let method = Method::from_bytes(method.to_uppercase().as_bytes());
                 assert!(route.takes(&method.expect("a method")), "{path}");
@@ -174,8 +175,6 @@ mod tests {
                 assert_eq!(told, known, "{path}");
             }
         }
-        seen.dedup();
-        assert_eq!(seen.len(), paths.len(), "two paths lead to one place");
     }
 
     #[test]
