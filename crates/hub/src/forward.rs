@@ -380,9 +380,12 @@ impl Forward {
         if !active && mode != OpenMode::Resume {
             return Err(Reason::NotActive);
         }
-        match client {
-            Some(client) if !self.policy.allows_anywhere(client.ip()) => Err(Reason::Denied),
-            _ => Ok(()),
+        match self
+            .policy
+            .allows_anywhere(client.map(|client| client.ip()))
+        {
+            true => Ok(()),
+            false => Err(Reason::Denied),
         }
     }
 

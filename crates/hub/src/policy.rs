@@ -142,8 +142,12 @@ impl Policy {
     }
 
     /// Whether a client of this address may hold a connection at all, by the networks of the whole hub.
-    pub fn allows_anywhere(&self, client: IpAddr) -> bool {
-        within(&self.rules.load().allow, client.to_canonical())
+    /// One of unknown address may where everyone may.
+    pub fn allows_anywhere(&self, client: Option<IpAddr>) -> bool {
+        let allow = &self.rules.load().allow;
+        client.map_or(allow.is_empty(), |client| {
+            within(allow, client.to_canonical())
+        })
     }
 
     /// Judges a connection that `peer` opened to `local` at `door`.
@@ -334,6 +338,20 @@ mod tests {
 
     fn admit(policy: &Policy, who: &str, door: &Arc<Door>) -> Result<Permit, ListenerError> {
         policy.admit(from(who), Some(from("192.0.2.99")), door)
+    }
+
+    #[test]
+    fn an_address_that_is_not_told_is_in_no_network() {
+        let policy = Policy::with(rules());
+        let at = |address: &str| Some(address.parse().expect("an address"));
+        assert!(policy.allows_anywhere(at("::ffff:192.0.2.1")));
+        assert!(!policy.allows_anywhere(at("198.51.100.1")));
+        assert!(!policy.allows_anywhere(None));
+        let everyone = Policy::with(Rules {
+            allow: Vec::new(),
+            ..rules()
+        });
+        assert!(everyone.allows_anywhere(None));
     }
 
     #[test]

@@ -389,6 +389,11 @@ async fn denied() -> Result<()> {
     ws.binary(&v2(kind::OPEN, 1, &body)).await?;
     let refuse = ws.frame_of(kind::REFUSE).await?;
     ensure!(refuse.reason() == Some(20), "{refuse:?}");
+    // A hub that does not tell the address gains nothing.
+    let silent = open("site-1", "echo", epoch);
+    ws.binary(&v2(kind::OPEN, 2, &silent.body())).await?;
+    let refuse = ws.frame_of(kind::REFUSE).await?;
+    ensure!(refuse.reason() == Some(20), "{refuse:?}");
     scene.serves().await
 }
 
