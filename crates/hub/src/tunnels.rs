@@ -429,6 +429,10 @@ impl Tunnels {
     /// that it carries.
     pub fn send_on(&self, session: &Arc<Session>) {
         let link = session.link().clone();
+        // Who asks again and again is followed once.
+        if !link.takes_flows() {
+            return;
+        }
         link.go_away(Reason::Operator, NO_DEADLINE);
         let stop = self.tasks.token();
         self.tasks.spawn("tunnel_leaving", async move {
