@@ -139,6 +139,9 @@ impl Seal {
     }
 }
 
+/// Numbers of records. None is so large that there is no next one, whatever a file says.
+const SEQ: std::ops::Range<u64> = 1..u64::MAX;
+
 /// Where a trail stands: its last record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
@@ -168,7 +171,11 @@ impl std::str::FromStr for Head {
             .split_once(':')
             .ok_or("SEQ:HASH is missing its colon")?;
         Ok(Self {
-            seq: seq.parse().map_err(|_| "SEQ is not a number")?,
+            seq: seq
+                .parse()
+                .ok()
+                .filter(|seq| *seq < SEQ.end)
+                .ok_or("SEQ is not the number of a record")?,
             hash: Digest::parse(hash.as_bytes()).ok_or("HASH is not 64 hexadecimal letters")?,
         })
     }
@@ -239,7 +246,7 @@ impl<'a> Record<'a> {
     /// Reads a line without its newline; `None`: it is no audit record.
     pub(crate) fn parse(line: &'a [u8]) -> Option<Self> {
         let json: Value = serde_json::from_slice(line).ok()?;
-        let seq = json.get("seq")?.as_u64().filter(|seq| *seq > 0)?;
+        let seq = json.get("seq")?.as_u64().filter(|seq| SEQ.contains(seq))?;
         json.get("event")?.as_str()?;
         let link = match (json.get("prev"), json.get("hash")) {
             (None, None) => None,
@@ -337,7 +344,8 @@ mod tests {
             hash: Hasher::once(b"x"),
         };
         assert_eq!(head.to_string().parse(), Ok(head));
-        for wrong in ["", "7", "7:", "x:00", "7:zz", &format!("{head}0")] {
+        let last = format!("{}:{}", u64::MAX, head.hash);
+        for wrong in ["", "7", "7:", "x:00", "7:zz", &format!("{head}0"), &last] {
             assert!(wrong.parse::<Head>().is_err(), "{wrong}");
         }
     }

@@ -92,10 +92,10 @@ impl Audit {
         if *current == place {
             return Ok(());
         }
+        let job = Job::Follow(destination.map(Box::new));
+        self.jobs()?.send(job).ok();
+        // No sooner: a record in front of the job would go nowhere, and not be counted.
         self.0.on.store(place.is_some(), Ordering::Relaxed);
-        self.jobs()?
-            .send(Job::Follow(destination.map(Box::new)))
-            .ok();
         *current = place;
         Ok(())
     }

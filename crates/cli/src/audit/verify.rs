@@ -127,7 +127,7 @@ impl Verifier {
         }
         if record.text("event") == Some("audit_gap") {
             let lost = record.number("lost").unwrap_or_default();
-            let reason = record.text("reason").unwrap_or_default();
+            let reason = record.text("reason").unwrap_or_default().escape_debug();
             let detail = format!("the hub lost {lost} records ({reason})");
             self.report.add(&self.place, Problem::Gap, detail);
         }
@@ -372,6 +372,22 @@ mod tests {
         assert!(!judge(&[&plain], vec![one.clone()], None).is_whole(true));
         let (unchained, _) = trail(4, None);
         assert!(!judge(&[&unchained], vec![one], None).is_whole(true));
+    }
+
+    /// Whoever wrote it wants the command to fall over, or to steer the terminal.
+    #[test]
+    fn a_trail_that_was_made_up_is_judged_like_any_other() {
+        let of = |seq: u64| format!("{{\"seq\":{seq},\"event\":\"x\"}}\n");
+        let all = [of(u64::MAX - 1), of(u64::MAX), of(3)].concat();
+        assert_eq!(
+            problems(&[all.as_bytes()]),
+            [(Problem::Changed, 2), (Problem::Reordered, 3)]
+        );
+        let (mut gap, mut head) = (Vec::new(), Head::START);
+        let fields = json!({ "lost": 1, "reason": "\u{1b}[2J\n" });
+        super::super::note("audit_gap", fields).write(&mut gap, &mut head, Some(&Seal::Plain));
+        let report = judge(&[&gap], Vec::new(), None);
+        assert!(!report.findings[0].detail.contains(char::is_control));
     }
 
     #[test]
