@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use crate::logging::is_dangerous;
+
 /// The items of a list; none if it is none.
 pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
@@ -16,7 +18,7 @@ pub(crate) fn word(value: &Value) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    text.replace(char::is_control, "?")
+    text.replace(is_dangerous, "?")
 }
 
 /// Those keys of an object.
@@ -137,5 +139,6 @@ mod tests {
     fn what_an_agent_says_does_not_steer_the_terminal() {
         assert_eq!(word(&"a\u{1b}[2Jb".into()), "a?[2Jb");
         assert_eq!(words(&json!(["a", "b\n"])), "a, b?");
+        assert_eq!(word(&"\u{202e}a".into()), "?a");
     }
 }

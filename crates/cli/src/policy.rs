@@ -9,6 +9,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use crate::admin::{Access, Admin};
+use crate::cells::{list, word};
 use crate::failure::Failure;
 use crate::runtime::block_on;
 
@@ -128,14 +129,14 @@ fn candidate(one: &Value) -> String {
 fn asked(one: &Value) -> Vec<String> {
     let mut lines = vec![
         format!("POST {} ({})", word(&one["url"]), word(&one["format"])),
-        format!("asked     {}", one["question"]),
+        format!("asked     {}", word(&one["question"])),
         format!(
             "answered  {} in {} ms of {}: {}",
             word(&one["answered"]),
             word(&one["took_ms"]),
             word(&one["deadline_ms"]),
             match &one["error"] {
-                Value::Null => one["answer"].to_string(),
+                Value::Null => word(&one["answer"]),
                 error => word(error),
             }
         ),
@@ -149,20 +150,6 @@ fn asked(one: &Value) -> Vec<String> {
         "fail_open {fail_open}, allows remembered for {ttl} s"
     ));
     lines
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
-
-/// A value as text that cannot steer the terminal.
-fn word(value: &Value) -> String {
-    let text = match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    text.replace(char::is_control, "?")
 }
 
 #[cfg(test)]

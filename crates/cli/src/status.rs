@@ -210,7 +210,8 @@ pub(crate) fn errors(hubs: &[Value]) -> String {
     let mut sums = std::collections::BTreeMap::<&str, u64>::new();
     for hub in hubs {
         for (reason, count) in hub["counts"]["errors"].as_object().into_iter().flatten() {
-            *sums.entry(reason).or_default() += count.as_u64().unwrap_or(0);
+            let sum = sums.entry(reason).or_default();
+            *sum = sum.saturating_add(count.as_u64().unwrap_or(0));
         }
     }
     let words: Vec<_> = sums
@@ -219,7 +220,7 @@ pub(crate) fn errors(hubs: &[Value]) -> String {
         .collect();
     match words.is_empty() {
         true => "-".into(),
-        false => words.join(", ").replace(char::is_control, "?"),
+        false => word(&words.join(", ").into()),
     }
 }
 

@@ -174,6 +174,12 @@ impl Fields {
         self.rest.iter().map(|(key, value)| (*key, value))
     }
 
+    /// Whether the event has one of these names.
+    pub(super) fn is_named_among(&self, names: &[&str]) -> bool {
+        let name = self.event.as_ref().map(Value::as_str);
+        name.is_some_and(|name| names.contains(&name))
+    }
+
     /// The event's name, and its fields as JSON.
     pub(super) fn into_json(self) -> (String, Map<String, Json>) {
         let name = self.event.map(|name| name.as_str().to_owned());
@@ -269,7 +275,7 @@ impl fmt::Write for Bounded {
 }
 
 /// Characters that move a cursor, end a line for somebody, or turn text around on screen.
-fn is_dangerous(c: char) -> bool {
+pub(crate) fn is_dangerous(c: char) -> bool {
     c.is_control()
         || matches!(
             c,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nowconnect_hub::admin::Recent;
+use nowconnect_hub::admin::{KINDS, Recent};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::Targets;
@@ -25,7 +25,8 @@ impl RecentEvents {
         // Not flows: they are many, and their names are not among those that are kept.
         let targets = Targets::new()
             .with_target(HUB, LevelFilter::INFO)
-            .with_target("nowconnect_hub::router", LevelFilter::OFF);
+            .with_target("nowconnect_hub::router", LevelFilter::OFF)
+            .with_target("nowconnect_hub::forward", LevelFilter::OFF);
         Self(recent).with_filter(targets)
     }
 }
@@ -34,6 +35,9 @@ impl<S: Subscriber> Layer<S> for RecentEvents {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
+        if !fields.is_named_among(&KINDS) {
+            return;
+        }
         let (name, mut fields) = fields.into_json();
         fields.remove("audit");
         self.0
