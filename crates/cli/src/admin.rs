@@ -82,6 +82,11 @@ impl Admin {
         &self.shown
     }
 
+    /// Whether anybody takes connections at the address.
+    pub(crate) async fn is_reachable(&self) -> bool {
+        self.dialer.dial(&self.url).await.is_ok()
+    }
+
     /// Reads `/api/v1/{path}`.
     ///
     /// # Errors

@@ -12,6 +12,8 @@ use crate::runtime::block_on;
 
 /// Between looks at a hub that drains.
 const LOOK: Duration = Duration::from_millis(500);
+/// Longest drain that is waited for.
+const MOST: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What a hub may take beyond `limits.drain_timeout_sec`.
 const MORE: Duration = Duration::from_secs(15);
 
@@ -58,13 +60,18 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
 async fn wait(admin: &Admin, answer: &Value) -> anyhow::Result<()> {
     let seconds = answer["drain_timeout_sec"].as_u64().unwrap_or_default();
-    let deadline = Instant::now() + Duration::from_secs(seconds) + MORE;
+    let deadline = Instant::now() + Duration::from_secs(seconds).min(MOST) + MORE;
     let mut shown = (answer["agents"].clone(), answer["flows"].clone());
     while Instant::now() < deadline {
         sleep(LOOK).await;
-        let Ok(mut report) = admin.get("status?scope=hub").await else {
-            println!("{}: ended", admin.url());
-            return Ok(());
+        let mut report = match admin.get("status?scope=hub").await {
+            Ok(report) => report,
+            Err(_) if !admin.is_reachable().await => {
+                println!("{}: ended", admin.url());
+                return Ok(());
+            }
+            // It is there, and too busy to answer.
+            Err(_) => continue,
         };
         let hub = report["hubs"][0].take();
         if hub["status"] != "draining" {
