@@ -227,9 +227,11 @@ fn security(t: &mut Table<'_>) -> SecurityConfig {
 fn is_target(url: &Uri) -> bool {
     matches!(url.scheme_str(), Some("http" | "https" | "ws" | "wss"))
         && url.query().is_none()
-        && !url
-            .authority()
-            .is_none_or(|authority| authority.as_str().contains('@'))
+        && url.authority().is_some_and(|authority| {
+            // A port beyond 65535 is none.
+            let is_whole = authority.as_str() == authority.host() || authority.port().is_some();
+            is_whole && !authority.as_str().contains('@')
+        })
 }
 
 fn observability(t: &mut Table<'_>, host: IpAddr, sockets: &mut Sockets) -> ObservabilityConfig {

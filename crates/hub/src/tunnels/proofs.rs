@@ -67,18 +67,20 @@ pub(super) struct Proofs {
 struct ProofRules {
     /// Tokens that are for no key are refused.
     required: bool,
-    /// The URLs that this hub goes by; empty = the one that a request was sent to.
-    targets: Vec<Target>,
+    /// The URLs that this hub goes by; `None` = the one that a request was sent to.
+    targets: Option<Vec<Target>>,
 }
 
 impl ProofRules {
     fn of(config: &SecurityConfig) -> Self {
-        let targets = config.dpop_htu.iter();
+        let urls = &config.dpop_htu;
+        let targets = urls
+            .iter()
+            .filter_map(|url| Target::parse(&url.to_string()));
         Self {
             required: config.fapi_mode == FapiMode::Dpop,
-            targets: targets
-                .filter_map(|url| Target::parse(&url.to_string()))
-                .collect(),
+            // A list of which nothing is of use must not become no list.
+            targets: (!urls.is_empty()).then(|| targets.collect()),
         }
     }
 }
@@ -141,9 +143,9 @@ impl Proofs {
 
     fn check(&self, proof: &str, key: &str, presented: &Presented<'_>) -> Result<Proof, Rejection> {
         let rules = self.rules.load();
-        let targets = match rules.targets.as_slice() {
-            [] => presented.at.map_or(&[][..], std::slice::from_ref),
-            targets => targets,
+        let targets = match &rules.targets {
+            None => presented.at.map_or(&[][..], std::slice::from_ref),
+            Some(targets) => targets,
         };
         let occasion = Occasion {
             method: presented.method,
@@ -171,5 +173,33 @@ impl Proofs {
             Noted::Again => Err(Reason::DpopReplayed.into()),
             Noted::Full => Err(Reason::DpopOverloaded.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(urls: &[&str]) -> ProofRules {
+        let config = SecurityConfig {
+            jwks: None,
+            jwks_ca: None,
+            issuer: None,
+            audience: "nowconnect".into(),
+            allow_cidrs: Vec::new(),
+            require_connector_scopes: false,
+            fapi_mode: FapiMode::Dpop,
+            dpop_htu: urls.iter().map(|url| url.parse().expect("a URL")).collect(),
+        };
+        ProofRules::of(&config)
+    }
+
+    #[test]
+    fn a_list_of_which_nothing_is_of_use_is_not_what_the_sender_names() {
+        assert_eq!(rules(&[]).targets, None);
+        assert_eq!(rules(&["https://a&b.example/tunnel"]).targets, Some(vec![]));
+        let one = rules(&["https://a&b.example/tunnel", "wss://hub.example/tunnel"]);
+        let good = Target::parse("https://hub.example/tunnel").expect("a URL");
+        assert_eq!(one.targets, Some(vec![good]));
     }
 }
