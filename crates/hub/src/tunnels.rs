@@ -272,7 +272,7 @@ impl Tunnels {
         }
         let judged = self.gate.judge(presented, &self.registry).await;
         judged.map_err(|rejection| {
-            if !rejection.reason.is_temporary() && !rejection.reason.is_step() {
+            if rejection.reason.is_offence() {
                 self.shedder
                     .lock()
                     .note_failed(client, self.since.elapsed());

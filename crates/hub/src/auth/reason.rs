@@ -108,6 +108,16 @@ impl Reason {
         matches!(self, Reason::DpopNonceDemanded)
     }
 
+    /// Whether a token or proof was bad, as those of a stranger who guesses are. What the agent is to
+    /// repeat with a nonce is not: its token is good, and its proof is by the right key.
+    pub const fn is_offence(self) -> bool {
+        !self.is_temporary()
+            && !matches!(
+                self,
+                Reason::DpopNonceDemanded | Reason::DpopBadNonce | Reason::DpopClock
+            )
+    }
+
     /// The error code of a DPoP challenge for it (RFC 9449 sections 7.1 and 9); `None` where proofs do
     /// not matter.
     pub const fn challenge(self) -> Option<&'static str> {
@@ -209,13 +219,13 @@ pub struct Rejection {
 }
 
 impl Rejection {
-    /// A refusal with detail, cut to a length that is safe to log.
+    /// A refusal with detail, made safe to log: on one line, and not long.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
         const MAX_DETAIL_CHARS: usize = 300;
-        let mut detail = detail.into();
-        if let Some((cut, _)) = detail.char_indices().nth(MAX_DETAIL_CHARS) {
-            detail.truncate(cut);
-        }
+        // Parsers quote what they do not know, as it is.
+        let plain = |c: char| if c.is_control() { ' ' } else { c };
+        let detail = detail.into();
+        let detail = detail.chars().take(MAX_DETAIL_CHARS).map(plain).collect();
         Self { reason, detail }
     }
 }
@@ -225,6 +235,30 @@ impl From<Reason> for Rejection {
         Self {
             reason,
             detail: String::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_are_short_and_on_one_line() {
+        let rejection = Rejection::new(Reason::DpopBadKey, "a\n{}\u{1b}\u{e4}".repeat(1000));
+        assert!(rejection.detail.starts_with("a {} \u{e4}a"));
+        assert_eq!(rejection.detail.chars().count(), 300);
+    }
+
+    #[test]
+    fn whoever_is_told_to_come_again_has_done_nothing_bad() {
+        for reason in Reason::ALL {
+            let invited = reason.challenge() == Some("use_dpop_nonce");
+            assert_eq!(
+                reason.is_offence(),
+                !invited && !reason.is_temporary(),
+                "{reason}"
+            );
         }
     }
 }
