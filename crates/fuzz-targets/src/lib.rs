@@ -13,6 +13,7 @@ mod flow;
 mod frames;
 mod http;
 mod peers;
+mod proofs;
 mod proxy_header;
 mod registry;
 mod relay;
@@ -55,6 +56,8 @@ targets! {
     jwt = tokens::token;
     claims = tokens::claims;
     jwks = tokens::keys;
+    dpop = proofs::proof;
+    dpop_claims = proofs::claims;
     pdp_answer = tokens::decision;
     redis_answer = registry::answer;
     redis_entry = registry::entry;

@@ -90,7 +90,8 @@ pub fn token(data: &[u8]) {
     }
 }
 
-fn check_refusal(text: &str, shown: &str) {
+/// No refusal is long, breaks a line or shows a token.
+pub(crate) fn check_refusal(text: &str, shown: &str) {
     assert!(
         shown.len() < 400 && !shown.contains(char::is_control),
         "{shown:?}"

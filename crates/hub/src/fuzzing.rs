@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use ipnet::IpNet;
 
+use crate::auth::dpop::{Nonces, Occasion, Proof};
 use crate::auth::key::VerifyKey;
 use crate::auth::{Identity, Rejection, Rules, fetch, jwt};
 use crate::config::{PdpFormat, ProxyProtocol};
@@ -47,6 +48,20 @@ pub fn claims(
     now: SystemTime,
 ) -> Result<Identity, Rejection> {
     jwt::judge(payload, key, rules, now)
+}
+
+/// Judges the claims of a proof of possession whose signature was found good, by the key with this
+/// thumbprint.
+///
+/// # Errors
+/// The first rule that they break.
+pub fn proof_claims(
+    key: &str,
+    payload: &[u8],
+    occasion: &Occasion<'_>,
+    nonces: &Nonces,
+) -> Result<Proof, Rejection> {
+    Proof::judge(key, payload, occasion, nonces)
 }
 
 /// What an answer of a policy decision point says: whether it allows, and for how long.

@@ -125,8 +125,18 @@ impl Proof {
     /// The first rule it breaks.
     pub fn check(proof: &str, occasion: &Occasion<'_>, nonces: &Nonces) -> Result<Self, Rejection> {
         let (key, payload) = verified(proof)?;
+        Self::judge(key.id(), &payload, occasion, nonces)
+    }
+
+    /// The claims of a proof whose signature is good, by the key with this thumbprint.
+    pub(crate) fn judge(
+        key: &str,
+        payload: &[u8],
+        occasion: &Occasion<'_>,
+        nonces: &Nonces,
+    ) -> Result<Self, Rejection> {
         let claims: Claims =
-            object(&payload).map_err(|error| malformed(format!("its claims: {error}")))?;
+            object(payload).map_err(|error| malformed(format!("its claims: {error}")))?;
         let jti = required(claims.jti, "jti")?;
         if !(1..=MAX_JTI_BYTES).contains(&jti.len()) {
             return Err(malformed(format!(
@@ -142,8 +152,8 @@ impl Proof {
         if required(claims.ath, "ath")? != token_hash(occasion.token) {
             return Err(Reason::DpopWrongToken.into());
         }
-        if key.id() != occasion.key {
-            let detail = format!("it is by {}, the token is for {:?}", key.id(), occasion.key);
+        if key != occasion.key {
+            let detail = format!("it is by {key}, the token is for {:?}", occasion.key);
             return Err(Rejection::new(Reason::DpopKeyMismatch, detail));
         }
         let issued = required(claims.iat, "iat")?.time();
@@ -153,7 +163,7 @@ impl Proof {
             None => check_time(issued, occasion.now).map(|()| false)?,
         };
         Ok(Self {
-            id: ProofId::new(key.id(), &jti),
+            id: ProofId::new(key, &jti),
             has_nonce,
         })
     }
