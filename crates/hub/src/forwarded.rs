@@ -6,7 +6,8 @@ use http::{HeaderMap, Request};
 use ipnet::IpNet;
 
 /// Who really sent a request that came from `peer`: the last address of `X-Forwarded-For` that a
-/// trusted proxy added and that is none itself. Only for logs; no right hangs on it.
+/// trusted proxy added and that is none itself. For logs, and for counting bad tokens by address; it
+/// grants nothing.
 pub(crate) fn sender(peer: SocketAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
     let mut sender = peer.ip().to_canonical();
