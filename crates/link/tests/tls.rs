@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use bytes::BytesMut;
 use nowconnect_link::stream::BufferedIo;
 use nowconnect_link::tls::{
-    ClientAuth, ClientFiles, Identity, Live, LiveClientConfig, LiveServerConfig, Roots,
+    ClientAuth, ClientFiles, Identity, Live, LiveClientConfig, LiveServerConfig, Prepared, Roots,
     ServerFiles, expiry, names,
 };
 use rcgen::{
@@ -448,4 +448,19 @@ fn other_files_can_be_named() {
     bad.client_auth = ClientAuth::Required(Path::new("/nowhere").into());
     assert!(server.replace(bad).is_err());
     assert!(!server.reload().unwrap(), "the last good files stay");
+}
+
+#[test]
+fn files_that_were_read_before_others_took_their_place_do_not_come_back() {
+    let ca = Ca::new();
+    let server = ca.server(ca.issue("a.example"));
+    let read_again = Prepared::load(server.files()).unwrap();
+    let others = ServerFiles {
+        identity: ca.issue("b.example"),
+        client_auth: ClientAuth::Optional(ca.path("ca.pem")),
+    };
+    assert!(server.replace(others.clone()).unwrap());
+    assert!(!server.refresh(read_again));
+    assert_eq!(server.files(), others);
+    assert!(!server.reload().unwrap());
 }

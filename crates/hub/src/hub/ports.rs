@@ -34,12 +34,13 @@ impl PortTls {
         TlsChange { any, agents }
     }
 
-    /// Reads the same files again.
+    /// Reads the same files again. A reload of the configuration may name others meanwhile: those count.
     pub(super) fn reload(&self) -> Result<TlsChange, TlsError> {
-        Ok(self.commit(PreparedTls {
-            server: Prepared::load(self.server.files())?,
-            agents: Prepared::load(self.agents.files())?,
-        }))
+        let server = Prepared::load(self.server.files())?;
+        let agents = Prepared::load(self.agents.files())?;
+        let agents = self.agents.refresh(agents);
+        let any = self.server.refresh(server) || agents;
+        Ok(TlsChange { any, agents })
     }
 }
 

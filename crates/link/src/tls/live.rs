@@ -88,7 +88,7 @@ impl<F: Files> Live<F> {
     /// # Errors
     /// See [`TlsError`]; the current configuration stays.
     pub fn reload(&self) -> Result<bool, TlsError> {
-        self.replace(self.files())
+        Ok(self.refresh(Prepared::load(self.files())?))
     }
 
     /// Goes on with other files; `true` when their content is another. Blocks on file I/O.
@@ -101,8 +101,18 @@ impl<F: Files> Live<F> {
 
     /// Goes on with what was prepared; `true` when its content is another.
     pub fn commit(&self, prepared: Prepared<F>) -> bool {
-        let Prepared { source, config } = prepared;
+        self.put(&mut self.source.lock(), prepared)
+    }
+
+    /// The same with files that were read again. Where other files took their place in the meantime,
+    /// these stay in force.
+    pub fn refresh(&self, prepared: Prepared<F>) -> bool {
         let mut current = self.source.lock();
+        current.files == prepared.source.files && self.put(&mut current, prepared)
+    }
+
+    fn put(&self, current: &mut Source<F>, prepared: Prepared<F>) -> bool {
+        let Prepared { source, config } = prepared;
         let changed = *current != source;
         if changed {
             self.current.store(Arc::new(config));
