@@ -10,6 +10,7 @@ pub mod health;
 mod keeper;
 mod leaving;
 pub mod metrics;
+pub mod probe;
 pub mod proof;
 mod proxy_header;
 mod renewal;

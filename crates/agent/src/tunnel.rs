@@ -12,7 +12,7 @@ use nowconnect_link::quiet::Quiet;
 use nowconnect_link::session::{self, Carrier, Link, LinkClosed, LinkConfig, LinkEvents, Peer};
 use nowconnect_link::stream::Stream;
 use nowconnect_link::tasks::Tasks;
-use nowconnect_link::upgrade::{self, ClientRequest, UpgradeError};
+use nowconnect_link::upgrade::{self, ClientRequest, UpgradeError, Upgraded};
 use nowconnect_link::wire::Wire;
 use nowconnect_link::ws;
 use nowconnect_proto::frame::Open;
@@ -32,7 +32,7 @@ use crate::standing::{Claim, Stand, Standing};
 use crate::uplink::Uplink;
 
 /// From the end of dialing to the hub's acknowledgement.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a hub whose answer is of no use may take to hear that.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// The subprotocol of version 2; a hub that does not choose it speaks version 1.
@@ -164,19 +164,7 @@ impl Tunnels {
         nonce: Option<&str>,
         config: &AgentConfig,
     ) -> Result<Carrier<Stream>, Failure> {
-        let protocols: &[_] = match config.tunnel.protocol {
-            Protocol::V1 => &[],
-            Protocol::V2 => &[V2],
-        };
-        let (bearer, headers) = credential.for_upgrade(&config.tunnel, url.uri(), nonce)?;
-        let request = ClientRequest {
-            uri: url.uri(),
-            protocols,
-            bearer: Some(&bearer),
-            user_agent: USER_AGENT,
-            headers,
-        };
-        let upgraded = upgrade::connect(stream, &request).await?;
+        let upgraded = ask(stream, url, credential, nonce, config).await?;
         let max_payload = config.tunnel.max_ws_payload;
         let wire = match upgraded.protocol {
             Some(_) => Wire::V2 { max_payload },
@@ -255,6 +243,29 @@ impl Tunnels {
         let (link, driver) = session::start(carrier, &link_config, &self.engine, events);
         (link, controls, self.links.spawn("tunnel", driver))
     }
+}
+
+/// Asks the hub at `url` for the upgrade.
+pub(crate) async fn ask(
+    stream: Stream,
+    url: &WsUrl,
+    credential: &Credential,
+    nonce: Option<&str>,
+    config: &AgentConfig,
+) -> Result<Upgraded<Stream>, Failure> {
+    let protocols: &[_] = match config.tunnel.protocol {
+        Protocol::V1 => &[],
+        Protocol::V2 => &[V2],
+    };
+    let (bearer, headers) = credential.for_upgrade(&config.tunnel, url.uri(), nonce)?;
+    let request = ClientRequest {
+        uri: url.uri(),
+        protocols,
+        bearer: Some(&bearer),
+        user_agent: USER_AGENT,
+        headers,
+    };
+    Ok(upgrade::connect(stream, &request).await?)
 }
 
 /// Says HELLO and waits for the answer.

@@ -10,6 +10,7 @@ mod certs;
 mod check;
 mod completions;
 mod dev;
+mod doctor;
 mod drain;
 mod duration;
 mod failure;
@@ -66,6 +67,7 @@ enum Command {
     Agent(agent::Args),
     Dev(dev::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
     Status(status::Args),
     Agents(agents::Args),
     Flows(flows::Args),
@@ -88,6 +90,9 @@ fn main() -> ExitCode {
         Command::Agent(args) => agent::run(args),
         Command::Dev(args) => dev::run(args),
         Command::Check(args) => check::run(args),
+        Command::Doctor(args) => {
+            return doctor::run(args).unwrap_or_else(Failure::report);
+        }
         Command::Status(args) => status::run(&args),
         Command::Agents(args) => agents::run(&args),
         Command::Flows(args) => flows::run(&args),

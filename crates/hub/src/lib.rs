@@ -13,6 +13,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod pdp;
 pub mod policy;
+pub mod probe;
 pub mod registry;
 pub mod router;
 pub mod server;

@@ -102,6 +102,26 @@ pub trait MeshEvents: Send + Sync {
     fn link_down(&self, hub: &str, closed: &LinkClosed);
 }
 
+/// Tries the way to the peer at `url`, as far as both have proven who they are and no further: links
+/// stay as they are. `true` when the proof went through an ingress, inside the WebSocket.
+///
+/// # Errors
+/// What is in the way, and what to do about it.
+pub async fn knock(config: &HubConfig, url: &Uri) -> Result<bool, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let url = url
+        .clone()
+        .try_into()
+        .map_err(|error: WsUrlError| text(&error))?;
+    let terms = Terms::of(config).map_err(|error| text(&error))?;
+    let mesh = config.ha.mesh.clone();
+    let credentials = tokio::task::spawn_blocking(move || Credentials::load(&mesh)).await;
+    let credentials = credentials.map_err(|error| text(&error))?;
+    let credentials = credentials.map_err(|error| text(&error))?;
+    let knocked = dial::knock(&url, &terms, &credentials).await;
+    knocked.map_err(|error| text(&error))
+}
+
 /// A hub that has dialed this one.
 #[derive(Debug)]
 pub struct Peer {

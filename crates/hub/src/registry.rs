@@ -40,6 +40,7 @@ use redis::{Store, Worker};
 use routes::Entry;
 
 pub use owner::Owner;
+pub use redis::probe::{Node, Probed, probe};
 pub use routes::{Route, Routes};
 
 /// Flows that may wait for another hub's table to be read.

@@ -14,12 +14,14 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 mod cert;
 mod fault;
+mod inspect;
 mod live;
 mod pem;
 mod trust;
 
-pub use cert::{expiry, names};
+pub use cert::{Written, expiry, names, written};
 pub use fault::CertificateFault;
+pub use inspect::Inspector;
 pub use live::{Live, LiveClientConfig, LiveServerConfig, LiveTrust, Prepared};
 pub use trust::{Trust, TrustFiles};
 

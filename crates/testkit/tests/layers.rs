@@ -22,6 +22,7 @@ const HUB: &[&str] = &[
     "policy",
     "pdp",
     "mesh",
+    "probe",
     "tunnels",
     "router",
     "forward",

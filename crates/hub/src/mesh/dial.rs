@@ -30,6 +30,8 @@ use super::{HANDSHAKE, PLAIN, SEALED};
 const DIAL: Duration = Duration::from_secs(10);
 /// How long a link may be silent before the kernel probes it too.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How long a peer may take to refuse our certificate.
+const VERDICT: Duration = Duration::from_secs(1);
 const USER_AGENT: &str = concat!("nowconnect-hub/", env!("CARGO_PKG_VERSION"));
 
 /// What the frames of a link travel in.
@@ -55,7 +57,40 @@ pub(super) async fn reach(
     terms: &Terms,
     credentials: &Credentials,
 ) -> Result<Reached, Failure> {
-    let dialer = Dialer {
+    let dialer = dialer(url, terms, credentials)?;
+    let stream = dialer.dial(url).await?;
+    let introduced = introduce(stream, url, terms, credentials.mutual.as_ref());
+    timeout(HANDSHAKE, introduced)
+        .await
+        .map_err(|_| Failure::Timeout(HANDSHAKE))?
+}
+
+/// Proves both sides to each other and turns back before HELLO; whether the way is sealed.
+pub(super) async fn knock(
+    url: &WsUrl,
+    terms: &Terms,
+    credentials: &Credentials,
+) -> Result<bool, Failure> {
+    let stream = dialer(url, terms, credentials)?.dial(url).await?;
+    let proven = prove(stream, url, terms, credentials.mutual.as_ref());
+    let proven = timeout(HANDSHAKE, proven).await;
+    let (mut way, _) = proven.map_err(|_| Failure::Timeout(HANDSHAKE))??;
+    // In TLS 1.3 the server judges our certificate after the handshake is over for us.
+    let refused = async {
+        match &mut way {
+            Way::Open(carrier) => carrier.receive().await,
+            Way::Sealed(carrier) => carrier.receive().await,
+        }
+    };
+    match timeout(VERDICT, refused).await {
+        Ok(Err(error)) => Err(error.into()),
+        Ok(Ok(_)) => Err(Failure::Unexpected("a frame before HELLO")),
+        Err(_) => Ok(matches!(way, Way::Sealed(_))),
+    }
+}
+
+fn dialer(url: &WsUrl, terms: &Terms, credentials: &Credentials) -> Result<Dialer, Failure> {
+    Ok(Dialer {
         tls: match (&credentials.outer, url.is_tls()) {
             (Some(tls), true) => Some(tls.current()),
             (None, true) => return Err(Failure::NoTls),
@@ -67,12 +102,7 @@ pub(super) async fn reach(
             keepalive: Some(KEEPALIVE),
             user_timeout: Some(terms.ping_interval + terms.ping_timeout),
         },
-    };
-    let stream = dialer.dial(url).await?;
-    let introduced = introduce(stream, url, terms, credentials.mutual.as_ref());
-    timeout(HANDSHAKE, introduced)
-        .await
-        .map_err(|_| Failure::Timeout(HANDSHAKE))?
+    })
 }
 
 async fn introduce(
@@ -81,6 +111,25 @@ async fn introduce(
     terms: &Terms,
     mutual: Option<&Mutual>,
 ) -> Result<Reached, Failure> {
+    let (mut way, certificate) = prove(stream, url, terms, mutual).await?;
+    let hello = match &mut way {
+        Way::Open(carrier) => greet(carrier, url, terms).await?,
+        Way::Sealed(carrier) => greet(carrier, url, terms).await?,
+    };
+    Ok(Reached {
+        way,
+        hello,
+        certificate,
+    })
+}
+
+/// Upgrades, and has the peer prove who it is if it must; we have proven who we are then.
+async fn prove(
+    stream: Stream,
+    url: &WsUrl,
+    terms: &Terms,
+    mutual: Option<&Mutual>,
+) -> Result<(Way, Option<Shown>), Failure> {
     let outer = stream.peer_certificates().map(Shown::from);
     let request = ClientRequest {
         uri: url.uri(),
@@ -93,13 +142,8 @@ async fn introduce(
     match (upgraded.protocol, mutual) {
         (Some(PLAIN), _) => {
             let Upgraded { io, leftover, .. } = upgraded;
-            let mut carrier = carrier(io, leftover, url.mask(), terms);
-            let hello = greet(&mut carrier, url, terms).await?;
-            Ok(Reached {
-                way: Way::Open(Box::new(carrier)),
-                hello,
-                certificate: outer,
-            })
+            let carrier = carrier(io, leftover, url.mask(), terms);
+            Ok((Way::Open(Box::new(carrier)), outer))
         }
         (Some(_), Some(mutual)) => {
             let bytes = WsBytes::new(upgraded, Role::Client);
@@ -110,13 +154,8 @@ async fn introduce(
                 .await
                 .map_err(|error| Failure::Tls { error })?;
             let inner = sealed.get_ref().1.peer_certificates().map(Shown::from);
-            let mut carrier = carrier(sealed, BytesMut::new(), Mask::Zero, terms);
-            let hello = greet(&mut carrier, url, terms).await?;
-            Ok(Reached {
-                way: Way::Sealed(Box::new(carrier)),
-                hello,
-                certificate: inner,
-            })
+            let carrier = carrier(sealed, BytesMut::new(), Mask::Zero, terms);
+            Ok((Way::Sealed(Box::new(carrier)), inner))
         }
         _ => Err(Failure::NoProtocol),
     }

@@ -24,6 +24,7 @@ mod dial;
 mod fault;
 mod link;
 pub(super) mod operations;
+pub(super) mod probe;
 mod script;
 pub(super) mod sentinel;
 mod worker;

@@ -70,11 +70,15 @@ impl Proxy {
         })
     }
 
-    pub(super) fn host(&self) -> &str {
+    /// Its host.
+    #[must_use]
+    pub fn host(&self) -> &str {
         &self.host
     }
 
-    pub(super) fn port(&self) -> u16 {
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
         self.port
     }
 

@@ -17,6 +17,38 @@ pub fn expiry(certificate: &CertificateDer<'_>) -> Result<SystemTime, TlsError> 
     Ok(system_time(parse(certificate)?.validity().not_after))
 }
 
+/// What is written in a certificate, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Whom it is for.
+    pub subject: String,
+    /// Who has signed it.
+    pub issuer: String,
+    /// See [`names`].
+    pub names: Vec<String>,
+    /// See [`expiry`].
+    pub ends: SystemTime,
+}
+
+/// Reads a certificate out.
+///
+/// # Errors
+/// The certificate cannot be parsed.
+pub fn written(certificate: &CertificateDer<'_>) -> Result<Written, TlsError> {
+    // From a stranger, for a terminal: one line, not too long.
+    let plain = |name: String| -> String {
+        let plain = name.chars().filter(|c| !c.is_control());
+        plain.take(200).collect()
+    };
+    let parsed = parse(certificate)?;
+    Ok(Written {
+        subject: plain(parsed.subject().to_string()),
+        issuer: plain(parsed.issuer().to_string()),
+        names: names(certificate)?.into_iter().map(plain).collect(),
+        ends: system_time(parsed.validity().not_after),
+    })
+}
+
 /// When the first of some certificates ends.
 pub(super) fn first_expiry(
     certificates: &[CertificateDer<'_>],
