@@ -1,6 +1,7 @@
 //! The admin API.
 
 use nowconnect_hub::admin::Order;
+use nowconnect_proto::frame::Frame;
 use nowconnect_testkit::http::{self, Answer};
 use nowconnect_testkit::pattern::Pattern;
 use nowconnect_testkit::{anyhow, transfer, wait};
@@ -199,4 +200,26 @@ async fn the_public_ports_do_not_serve_it() {
     }
     let answer = http::get(addresses.admin, "/metrics").await.unwrap();
     assert_eq!(answer.status, 404);
+}
+
+#[tokio::test]
+async fn an_order_that_is_repeated_is_followed_once() {
+    let rig = Rig::start().await;
+    let mut agent = rig.tunnel(&Process::new("site-1", 1).await).await;
+    let mut client = rig.client().await;
+    transfer::echo(&mut client, Pattern(1), 0, 100)
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        let answer = ask(&rig, "POST", "agents/site-1/move", &[]).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    let mut config = rig.config();
+    config.security.require_connector_scopes = true;
+    rig.hub.reload(config).await.expect("applied");
+    let told = [agent.heard().await, agent.heard().await];
+    assert!(
+        matches!(told, [Frame::GoAway { .. }, Frame::UpdateAck(_)]),
+        "{told:?}"
+    );
 }
