@@ -7,7 +7,7 @@ use crate::admin::{Access, Admin, query};
 use crate::cells::{list, silent, word};
 use crate::failure::Failure;
 use crate::runtime::block_on;
-use crate::screen::{How, Picture, Screen};
+use crate::screen::{How, Screen};
 use crate::status::agent_table;
 
 const LIST: &str = "\
@@ -97,14 +97,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
 fn show(args: &List) -> Result<(), Failure> {
     let admin = Admin::new(&args.access)?;
-    let screen = Screen::new();
-    let look = async || {
-        let report = all(&admin, args.connector.as_deref()).await?;
-        let mut text = agent_table(&report["agents"]).render(&screen);
-        text += &silent(&report);
-        Ok(Picture { json: report, text })
+    let look = async || all(&admin, args.connector.as_deref()).await;
+    let describe = |report: &Value, screen: &Screen, _: Option<usize>| {
+        agent_table(&report["agents"]).render(screen) + &silent(report)
     };
-    block_on(screen.show(args.how, look))??;
+    block_on(Screen::new().show(args.how, look, describe))??;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use crate::admin::{Access, Admin, query};
 use crate::cells::{age_ms, bytes, list, row, silent, word};
 use crate::failure::Failure;
 use crate::runtime::block_on;
-use crate::screen::{How, Picture, Screen};
+use crate::screen::{How, Screen};
 use crate::table::Table;
 
 const EXAMPLES: &str = "\
@@ -66,13 +66,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let admin = Admin::new(&args.access)?;
-    let screen = Screen::new();
-    let look = async || {
-        let report = fetch(&admin, args).await?;
-        let text = tables(&report, &screen, screen.width());
-        Ok(Picture { json: report, text })
-    };
-    block_on(screen.show(args.how, look))??;
+    let look = async || fetch(&admin, args).await;
+    block_on(Screen::new().show(args.how, look, tables))??;
     Ok(())
 }
 

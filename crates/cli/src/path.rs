@@ -9,7 +9,7 @@ use crate::admin::{Access, Admin, query};
 use crate::cells::{age, bytes, list, ms, silent, word};
 use crate::failure::Failure;
 use crate::runtime::block_on;
-use crate::screen::{How, Picture, Screen};
+use crate::screen::{How, Screen};
 use crate::status::errors;
 use crate::table::Table;
 
@@ -47,19 +47,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         return Err(Failure::usage(error));
     }
     let admin = Admin::new(&args.access)?;
-    let screen = Screen::new();
     let limit = args.limit.to_string();
     let path = query(
         &format!("connectors/{}/path", args.connector),
         &[("limit", Some(&limit)), ("hub", args.from.as_deref())],
     );
-    let look = async || {
-        let report = admin.get(&path).await?;
-        let text = describe(&report, &screen, screen.width());
-        Ok(Picture { json: report, text })
-    };
-    let picture = block_on(screen.show(args.how, look))??;
-    let paths = list(&picture.json["paths"]);
+    let look = async || admin.get(&path).await;
+    let report = block_on(Screen::new().show(args.how, look, describe))??;
+    let paths = list(&report["paths"]);
     match paths.iter().any(|path| path["state"] == "complete") {
         true => Ok(()),
         false => Err(anyhow!("no way to an agent of {} is complete", args.connector).into()),

@@ -3,6 +3,8 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
+use serde_json::Value;
+
 /// Between two looks with `--watch`.
 const PERIOD: Duration = Duration::from_secs(2);
 
@@ -59,21 +61,24 @@ impl Screen {
         }
     }
 
-    /// Shows what `look` finds: once, or again and again. A hub that restarts comes back.
+    /// Shows what `look` finds, as JSON or as `describe` puts it into words for a terminal of so many
+    /// columns: once, or again and again. A hub that restarts comes back.
     ///
     /// # Errors
     /// Those of `look`, unless it is to look again; standard output is gone.
     pub(crate) async fn show(
         &self,
         how: How,
-        look: impl AsyncFn() -> anyhow::Result<Picture>,
-    ) -> anyhow::Result<Picture> {
+        look: impl AsyncFn() -> anyhow::Result<Value>,
+        describe: impl Fn(&Value, &Self, Option<usize>) -> String,
+    ) -> anyhow::Result<Value> {
         loop {
             match look().await {
-                Ok(picture) => {
-                    self.draw(how, &picture)?;
+                Ok(report) => {
+                    let text = describe(&report, self, self.width());
+                    self.draw(how, &report, &text)?;
                     if !how.watch {
-                        return Ok(picture);
+                        return Ok(report);
                     }
                 }
                 Err(error) if !how.watch => return Err(error),
@@ -83,22 +88,16 @@ impl Screen {
         }
     }
 
-    fn draw(&self, how: How, picture: &Picture) -> std::io::Result<()> {
+    fn draw(&self, how: How, report: &Value, text: &str) -> std::io::Result<()> {
         let mut stdout = std::io::stdout().lock();
         match (how.json, how.watch) {
-            (true, true) => writeln!(stdout, "{}", picture.json)?,
-            (true, false) => writeln!(stdout, "{:#}", picture.json)?,
-            (false, true) => write!(stdout, "{}{}", self.home(), picture.text)?,
-            (false, false) => stdout.write_all(picture.text.as_bytes())?,
+            (true, true) => writeln!(stdout, "{report}")?,
+            (true, false) => writeln!(stdout, "{report:#}")?,
+            (false, true) => write!(stdout, "{}{text}", self.home())?,
+            (false, false) => stdout.write_all(text.as_bytes())?,
         }
         stdout.flush()
     }
-}
-
-/// What is shown, for programs and for people.
-pub(crate) struct Picture {
-    pub(crate) json: serde_json::Value,
-    pub(crate) text: String,
 }
 
 /// How to show something

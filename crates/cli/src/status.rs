@@ -8,7 +8,7 @@ use crate::admin::{Access, Admin};
 use crate::cells::{age, bytes, list, ms, row, silent, word, words};
 use crate::failure::Failure;
 use crate::runtime::block_on;
-use crate::screen::{How, Picture, Screen};
+use crate::screen::{How, Screen};
 use crate::table::Table;
 
 const EXAMPLES: &str = "\
@@ -36,14 +36,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let admin = Admin::new(&args.access)?;
-    let screen = Screen::new();
     let scope = if args.this_hub { "hub" } else { "cluster" };
-    let look = async || {
-        let report = fetch(&admin, scope).await?;
-        let text = tables(&report, &screen, screen.width());
-        Ok(Picture { json: report, text })
-    };
-    block_on(screen.show(args.how, look))??;
+    let look = async || fetch(&admin, scope).await;
+    block_on(Screen::new().show(args.how, look, tables))??;
     Ok(())
 }
 

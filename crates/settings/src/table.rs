@@ -121,6 +121,27 @@ impl<'t> Table<'t> {
         Field::new(self, key)
     }
 
+    /// The files `cert_file` and `key_file`, which only make sense together; `None` where neither is
+    /// named, or one without the other, which is reported.
+    pub fn key_pair(&mut self) -> Option<(PathBuf, PathBuf)> {
+        let cert = self.field("cert_file").file();
+        let key = self.field("key_file").private().file();
+        match (cert, key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (Some(_), None) => {
+                let hint = "set key_file to its private key";
+                self.problem("cert_file", "a certificate without a key", hint);
+                None
+            }
+            (None, Some(_)) => {
+                let hint = "set cert_file to its certificate";
+                self.problem("key_file", "a key without a certificate", hint);
+                None
+            }
+            (None, None) => None,
+        }
+    }
+
     /// Whether the document sets `key` to anything. Does not count as asking for it.
     pub fn is_set(&self, key: &str) -> bool {
         self.node.is_some_and(|node| node.get(key).is_some())

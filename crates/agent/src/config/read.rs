@@ -148,27 +148,13 @@ fn tunnel(t: &mut Table<'_>, exported: &mut Vec<String>) -> Option<TunnelConfig>
     })
 }
 
-/// `cert_file` and `key_file`, which only make sense together.
+/// `cert_file` and `key_file`: what the agent shows of itself.
 fn identity(t: &mut Table<'_>) -> Option<Identity> {
-    let cert_file = t.field("cert_file").file();
-    let key_file = t.field("key_file").private().file();
-    match (cert_file, key_file) {
-        (Some(cert_file), Some(key_file)) => Some(Identity {
-            cert_file,
-            key_file,
-        }),
-        (Some(_), None) => {
-            let hint = "set key_file to its private key";
-            t.problem("cert_file", "a certificate without a key", hint);
-            None
-        }
-        (None, Some(_)) => {
-            let hint = "set cert_file to its certificate";
-            t.problem("key_file", "a key without a certificate", hint);
-            None
-        }
-        (None, None) => None,
-    }
+    let (cert_file, key_file) = t.key_pair()?;
+    Some(Identity {
+        cert_file,
+        key_file,
+    })
 }
 
 /// `url` or `urls`; the environment's word counts more than the file's.

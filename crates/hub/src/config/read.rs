@@ -120,7 +120,7 @@ fn tunnel(t: &mut Table<'_>, sockets: &mut Sockets) -> TunnelConfig {
 }
 
 fn server_tls(t: &mut Table<'_>) -> Option<ServerTls> {
-    let pair = key_pair(t);
+    let pair = t.key_pair();
     let client_ca = t.field("client_ca").file();
     match pair {
         Some((cert_file, key_file)) => Some(ServerTls {
@@ -138,27 +138,6 @@ fn server_tls(t: &mut Table<'_>) -> Option<ServerTls> {
             None
         }
         None => None,
-    }
-}
-
-/// `cert_file` and `key_file`, which only make sense together.
-fn key_pair(t: &mut Table<'_>) -> Option<(PathBuf, PathBuf)> {
-    match (
-        t.field("cert_file").file(),
-        t.field("key_file").private().file(),
-    ) {
-        (Some(cert), Some(key)) => Some((cert, key)),
-        (Some(_), None) => {
-            let hint = "set key_file to its private key";
-            t.problem("cert_file", "a certificate without a key", hint);
-            None
-        }
-        (None, Some(_)) => {
-            let hint = "set cert_file to its certificate";
-            t.problem("key_file", "a key without a certificate", hint);
-            None
-        }
-        (None, None) => None,
     }
 }
 
@@ -359,7 +338,7 @@ fn mesh(t: &mut Table<'_>, on: bool, sockets: &mut Sockets) -> MeshConfig {
 
 fn mesh_tls(t: &mut Table<'_>) -> Option<MeshTls> {
     let ca_bundle = t.field("ca_bundle").file();
-    let pair = key_pair(t);
+    let pair = t.key_pair();
     let (cert_file, key_file) = pair?;
     if ca_bundle.is_none() {
         let hint = "set it to the certificate of the CA that issued those of all hubs";
