@@ -163,7 +163,7 @@ impl Value for JwksSource {
             // RFC 8089 has an optional host, of which only this machine can be meant.
             let path = path.strip_prefix("localhost").unwrap_or(path);
             return match path.starts_with('/') {
-                true => Ok(Self::File(PathBuf::from(path))),
+                true => PathBuf::parse(path).map(Self::File),
                 false => Err("a file URL has three slashes and a path from the root".into()),
             };
         }
