@@ -6,18 +6,23 @@
 mod credentials;
 mod dial;
 mod failure;
+mod guest;
 mod inbound;
+mod leaving;
 mod links;
 mod meter;
 mod outbound;
+mod peer;
+mod proof;
 mod questions;
+mod review;
 mod status;
 mod terms;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::Uri;
@@ -35,26 +40,26 @@ use nowconnect_proto::{Cid, FlowId, Reason};
 use parking_lot::{Mutex, RwLock};
 use rustls::ServerConfig;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 use crate::config::HubConfig;
-use crate::metrics::{Metrics, PeerMetrics};
+use crate::metrics::Metrics;
 use crate::policy::KeyedGate;
 
-pub use inbound::{Proof, Shown};
+pub use dial::knock;
 pub use links::Conflict;
 pub use outbound::State;
+pub use peer::Peer;
+pub use proof::{Proof, Shown};
 pub(crate) use questions::MAX_ANSWER;
 pub use questions::{Question, Unanswered};
 pub use status::{LinkStatus, PeerStatus};
 
-use credentials::{Credentials, Tended};
-use inbound::prove;
+use credentials::Credentials;
 use links::Links;
 use meter::LinkMeter;
 use outbound::Outbound;
 use questions::Asked;
-use terms::{Terms, canonical};
+use terms::Terms;
 
 /// The subprotocol whose connection proves who the peers are, or that needs no proof.
 const PLAIN: &str = "nowconnect.mesh.v1";
@@ -67,13 +72,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Links in their handshake at a time: the other side may still be anybody.
 const STRANGERS: usize = 256;
-/// Between looks at whether the last flow of a link that is left has ended.
-const LAST_FLOW_POLL: Duration = Duration::from_millis(250);
-/// The flows of a link that is left may take as long as they need.
-const NO_DEADLINE: Duration = Duration::from_millis(u32::MAX as u64);
-/// Stands in labels for hubs that are none of the configured peers, while no certificate is demanded.
-const UNCONFIGURED: &str = "unconfigured";
-
 /// Why the mesh cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum MeshError {
@@ -100,54 +98,6 @@ pub trait MeshEvents: Send + Sync {
     /// It has none any more. Flows that the link carried go on over it for a while, if it is only
     /// leaving, or have lost their path.
     fn link_down(&self, hub: &str, closed: &LinkClosed);
-}
-
-/// Tries the way to the peer at `url`, as far as both have proven who they are and no further: links
-/// stay as they are. `true` when the proof went through an ingress, inside the WebSocket.
-///
-/// # Errors
-/// What is in the way, and what to do about it.
-pub async fn knock(config: &HubConfig, url: &Uri) -> Result<bool, String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let url = url
-        .clone()
-        .try_into()
-        .map_err(|error: WsUrlError| text(&error))?;
-    let terms = Terms::of(config).map_err(|error| text(&error))?;
-    let mesh = config.ha.mesh.clone();
-    let credentials = tokio::task::spawn_blocking(move || Credentials::load(&mesh)).await;
-    let credentials = credentials.map_err(|error| text(&error))?;
-    let credentials = credentials.map_err(|error| text(&error))?;
-    let knocked = dial::knock(&url, &terms, &credentials).await;
-    knocked.map_err(|error| text(&error))
-}
-
-/// A hub that has dialed this one.
-#[derive(Debug)]
-pub struct Peer {
-    /// Its replica id.
-    pub hub: Arc<str>,
-    /// What stands for it in labels and logs: the host of its URL.
-    pub label: Arc<str>,
-    /// Who its certificate has proven it to be.
-    pub proof: Proof,
-    /// Where it dialed from.
-    pub remote: IpAddr,
-    /// Whether it answers questions.
-    pub answers: bool,
-    /// What it sends of a new flow unasked, in bytes.
-    pub first_window: u32,
-    /// What is measured of it.
-    pub metrics: Arc<PeerMetrics>,
-}
-
-impl Peer {
-    /// Whether both have proven who they are, and are not the same.
-    fn is_other_than(&self, names: &[Arc<str>]) -> bool {
-        let proven = &self.proof.names;
-        let differ = !proven.iter().any(|name| names.contains(name));
-        !proven.is_empty() && !names.is_empty() && differ
-    }
 }
 
 /// All links with other hubs.
@@ -276,49 +226,6 @@ impl Mesh {
         self.review_all();
     }
 
-    /// Whether links may stay under the configuration and the certificates in force.
-    fn review_all(&self) {
-        for inward in self.links.inbound() {
-            self.review(&inward.link, &inward.peer, inward.since);
-        }
-        for outbound in &*self.outbound.lock() {
-            self.review_outbound(outbound);
-        }
-    }
-
-    /// Whether a link that this hub has dialed may stay.
-    fn review_outbound(&self, outbound: &Outbound) {
-        let credentials = self.credentials.load();
-        let mutual = credentials.mutual.as_ref();
-        if let Some(mutual) = mutual.filter(|_| self.terms.load().require_mtls) {
-            outbound.review(&mutual.trust.current());
-        }
-    }
-
-    /// Whether a link that a peer dialed, which was let in at `since`, may stay. That a certificate has
-    /// ended in the meantime ends no link.
-    fn review(&self, link: &Arc<Link>, peer: &Peer, since: SystemTime) {
-        let terms = self.terms.load();
-        let credentials = self.credentials.load();
-        let mutual = credentials.mutual.as_ref();
-        let proof = mutual.map(|mutual| prove(mutual, &terms, peer.proof.chain.clone(), since));
-        let unproven = match proof {
-            Some(Err(unproven)) => Some((unproven.fault.code(), unproven.to_string())),
-            None => Some(("certificate_missing", "ha.mesh.tls is not set".to_owned())),
-            Some(Ok(_)) => None,
-        };
-        if let Some((reason, detail)) = unproven.filter(|_| terms.on && terms.require_mtls) {
-            note_untrusted("inbound", &peer.label, reason, &detail);
-            link.close(Reason::Denied);
-        } else if !terms.on && link.takes_flows() {
-            link.go_away(Reason::NotActive, NO_DEADLINE);
-            let (link, stop) = (link.clone(), self.tasks.token());
-            self.tasks.spawn("mesh_leaving", async move {
-                see_off(&link, &stop).await;
-            });
-        }
-    }
-
     /// The link that takes flows for agents of `hub`, a replica id.
     pub fn link(&self, hub: &str) -> Option<Arc<Link>> {
         self.links.outbound(hub)
@@ -371,32 +278,6 @@ impl Mesh {
             .map(|mutual| mutual.server.current())
     }
 
-    /// Looks whether the files of certificates have changed, and goes on with those: links to hubs
-    /// that the CAs do not vouch for any more are cut. Blocks on file I/O.
-    pub fn tend(&self) {
-        match self.credentials.load_full().tend() {
-            Tended::Same => {}
-            Tended::Changed => {
-                self.note_certificates_changed();
-                self.review_all();
-            }
-            Tended::Kept => self.metrics.tunnels.note_certificate("mesh", "rejected"),
-        }
-    }
-
-    fn note_certificates_changed(&self) {
-        self.metrics.tunnels.note_certificate("mesh", "applied");
-        tracing::info!(event = "certificate_changed", r#use = "mesh", audit = true);
-    }
-
-    /// When this hub's certificate ends, and the first of the mesh CAs.
-    pub fn expiry(&self) -> (Option<SystemTime>, Option<SystemTime>) {
-        let credentials = self.credentials.load();
-        let mutual = credentials.mutual.as_ref();
-        let own = mutual.and_then(|mutual| mutual.server.expires());
-        (own, mutual.and_then(|mutual| mutual.trust.trust_expires()))
-    }
-
     /// Tells peers to open no more flows here, and those who dial from now on to come back later.
     /// Links that this hub has dialed stay, for the flows of its own clients.
     pub fn send_away(&self, reason: Reason, deadline: Duration) {
@@ -427,33 +308,6 @@ impl Mesh {
         }
     }
 
-    fn peer_metrics(&self, label: &str) -> Arc<PeerMetrics> {
-        let outbound = self.outbound.lock();
-        match outbound.iter().find(|peer| *peer.label == *label) {
-            Some(peer) => peer.metrics.clone(),
-            None => Arc::new(self.metrics.peer(label)),
-        }
-    }
-
-    /// The label of the peer that `hub` is, which has proven `names`.
-    fn label_of(&self, hub: &str, names: &[Arc<str>]) -> Arc<str> {
-        let dialed = self.links.label(hub);
-        let outbound = self.outbound.lock();
-        let fits = |peer: &&Arc<Outbound>| {
-            let host = canonical(peer.url.host());
-            names.iter().any(|name| **name == *host)
-        };
-        let mut candidates = outbound.iter().filter(fits).map(|peer| peer.label.clone());
-        if names.is_empty() {
-            return dialed.unwrap_or_else(|| UNCONFIGURED.into());
-        }
-        let first = candidates.clone().next();
-        candidates
-            .find(|label| Some(label) == dialed.as_ref())
-            .or(first)
-            .unwrap_or_else(|| UNCONFIGURED.into())
-    }
-
     /// HELLO went one way and HELLO_ACK the other, before the link was there to be measured.
     fn count_handshake(&self, hello: &'static str, answer: &'static str) {
         let frames = &self.metrics.mesh.frames;
@@ -469,68 +323,6 @@ impl Mesh {
             tracing::warn!(event = "protocol_error", interface = "mesh", %hub, kind, suppressed);
         }
     }
-}
-
-/// Closes a link that takes no new flows when the last one has ended, or when the hub stops.
-async fn see_off(link: &Link, stop: &CancellationToken) {
-    while link.active_flows() > 0 && !link.is_closed() {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            () = tokio::time::sleep(LAST_FLOW_POLL) => {}
-        }
-    }
-    link.close(Reason::Finished);
-}
-
-/// A peer of a standing link would not be let in any more.
-fn note_untrusted(direction: &str, peer: &str, reason: &str, detail: &str) {
-    tracing::warn!(
-        event = "mesh_peer_untrusted",
-        direction,
-        peer,
-        reason,
-        detail,
-        audit = true,
-    );
-}
-
-fn log_down(direction: &str, peer: &str, hub: &str, closed: &LinkClosed, lived: Duration) {
-    let (reason, detail) = (closed.reason.name(), closed.detail.as_str());
-    let duration_ms = lived.as_millis() as u64;
-    // tracing wants the level to be known when this is compiled.
-    macro_rules! log {
-        ($log:path) => {
-            $log!(
-                event = "mesh_link_down",
-                direction,
-                peer,
-                hub,
-                reason,
-                detail,
-                duration_ms,
-                audit = true
-            )
-        };
-    }
-    if is_orderly(closed.reason) {
-        log!(tracing::info);
-    } else {
-        log!(tracing::warn);
-    }
-}
-
-/// Whether links end for `reason` in the course of events, and not by a fault.
-fn is_orderly(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::Finished
-            | Reason::Removed
-            | Reason::NotActive
-            | Reason::Draining
-            | Reason::Shutdown
-            | Reason::Superseded
-            | Reason::Denied
-    )
 }
 
 fn link_config(terms: &Terms, hello: &MeshHello, role: Role, meter: Arc<LinkMeter>) -> LinkConfig {

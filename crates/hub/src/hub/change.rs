@@ -5,7 +5,8 @@ use std::fmt;
 use nowconnect_settings::Effective;
 
 use super::ports::PreparedTls;
-use super::{Hub, HubError, bind_all, certificates, token};
+use super::serve::bind_all;
+use super::{Hub, HubError, certificates, token};
 use crate::config::{Change, HaConfig, HubConfig};
 use crate::listener::{self, Listener};
 use crate::mesh;

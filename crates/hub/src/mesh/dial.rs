@@ -7,7 +7,8 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
-use nowconnect_link::dial::{Dialer, ProxyRules, TcpOptions, WsUrl};
+use http::Uri;
+use nowconnect_link::dial::{Dialer, ProxyRules, TcpOptions, WsUrl, WsUrlError};
 use nowconnect_link::session::Carrier;
 use nowconnect_link::stream::{Stream, TLS_WRITES, WsBytes};
 use nowconnect_link::upgrade::{self, ClientRequest, Upgraded};
@@ -17,14 +18,16 @@ use nowconnect_proto::Reason;
 use nowconnect_proto::hello::Body;
 use nowconnect_proto::mesh_hello::MeshHello;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::credentials::{Credentials, Mutual};
 use super::failure::Failure;
-use super::inbound::Shown;
+use super::proof::Shown;
 use super::terms::Terms;
-use super::{HANDSHAKE, PLAIN, SEALED};
+use super::{GOODBYE, HANDSHAKE, PLAIN, SEALED};
+use crate::config::HubConfig;
 
 /// From the name of a peer to the end of the TLS handshake.
 const DIAL: Duration = Duration::from_secs(10);
@@ -65,12 +68,28 @@ pub(super) async fn reach(
         .map_err(|_| Failure::Timeout(HANDSHAKE))?
 }
 
+/// Tries the way to the peer at `url`, as far as both have proven who they are and no further: links
+/// stay as they are. `true` when the proof went through an ingress, inside the WebSocket.
+///
+/// # Errors
+/// What is in the way, and what to do about it.
+pub async fn knock(config: &HubConfig, url: &Uri) -> Result<bool, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let url = url
+        .clone()
+        .try_into()
+        .map_err(|error: WsUrlError| text(&error))?;
+    let terms = Terms::of(config).map_err(|error| text(&error))?;
+    let mesh = config.ha.mesh.clone();
+    let credentials = spawn_blocking(move || Credentials::load(&mesh)).await;
+    let credentials = credentials.map_err(|error| text(&error))?;
+    let credentials = credentials.map_err(|error| text(&error))?;
+    let knocked = turn_back(&url, &terms, &credentials).await;
+    knocked.map_err(|error| text(&error))
+}
+
 /// Proves both sides to each other and turns back before HELLO; whether the way is sealed.
-pub(super) async fn knock(
-    url: &WsUrl,
-    terms: &Terms,
-    credentials: &Credentials,
-) -> Result<bool, Failure> {
+async fn turn_back(url: &WsUrl, terms: &Terms, credentials: &Credentials) -> Result<bool, Failure> {
     let stream = dialer(url, terms, credentials)?.dial(url).await?;
     let proven = prove(stream, url, terms, credentials.mutual.as_ref());
     let proven = timeout(HANDSHAKE, proven).await;
@@ -217,6 +236,6 @@ impl Way {
             }
         };
         // It hears why if it listens; if not, the connection is closed all the same.
-        let _ = timeout(super::GOODBYE, said).await;
+        let _ = timeout(GOODBYE, said).await;
     }
 }

@@ -11,7 +11,7 @@ use nowconnect_link::session::Link;
 use nowconnect_proto::hello::Instance;
 use parking_lot::Mutex;
 
-use super::Peer;
+use super::peer::Peer;
 
 /// The links that stand.
 #[derive(Default)]

@@ -17,12 +17,14 @@ use tokio::task::JoinHandle;
 
 use super::dial::{self, Reached, Way};
 use super::failure::{Failure, rest_after};
-use super::inbound::Shown;
+use super::leaving::{NO_DEADLINE, is_orderly, log_down, see_off};
 use super::links::{Conflict, Dialed};
 use super::meter::LinkMeter;
+use super::proof::Shown;
 use super::questions::{self, Asker};
+use super::review::note_untrusted;
 use super::terms::{Configured, Terms, canonical};
-use super::{Mesh, NO_DEADLINE, is_orderly, link_config, note_untrusted, see_off};
+use super::{Mesh, link_config};
 use crate::metrics::PeerMetrics;
 
 /// Bound of the first delay after a link that had lived.
@@ -424,7 +426,7 @@ fn note_down(label: &str, metrics: &PeerMetrics, up: &Up, closed: &LinkClosed) {
     if !is_orderly(closed.reason) {
         metrics.errors.inc();
     }
-    super::log_down("outbound", label, &up.hub, closed, up.started.elapsed());
+    log_down("outbound", label, &up.hub, closed, up.started.elapsed());
 }
 
 fn or_panic(closed: Result<LinkClosed, tokio::task::JoinError>) -> LinkClosed {
