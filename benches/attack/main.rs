@@ -16,10 +16,14 @@ use nowconnect_testkit::ports::connect_from;
 use nowconnect_testkit::raw_ws::{RawWs, opcode, put_frame, v2};
 use nowconnect_testkit::target::Target;
 use nowconnect_testkit::{anyhow, http};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
 
 const ROUNDS: usize = 4;
 const ROUND: Duration = Duration::from_secs(2);
@@ -36,10 +40,13 @@ enum Attack {
     UnknownFlood,
     JwtStorm,
     OpenAndReset,
+    TlsHandshakes,
+    TlsHellos,
 }
 
 impl Attack {
-    const ALL: [Self; 6] = [
+    /// On a hub that speaks plain HTTP.
+    const PLAIN: [Self; 6] = [
         Self::SilentSockets,
         Self::SilentClients,
         Self::PingFlood,
@@ -47,6 +54,8 @@ impl Attack {
         Self::JwtStorm,
         Self::OpenAndReset,
     ];
+    /// On one in which TLS ends.
+    const TLS: [Self; 2] = [Self::TlsHandshakes, Self::TlsHellos];
 
     fn name(self) -> &'static str {
         match self {
@@ -58,6 +67,8 @@ impl Attack {
             Self::UnknownFlood => "unknown frames of an agent, the same",
             Self::JwtStorm => "500 bad tokens a second, from 250 addresses",
             Self::OpenAndReset => "500 clients a second that connect and reset",
+            Self::TlsHandshakes => "300 full TLS handshakes a second, from 250 addresses",
+            Self::TlsHellos => "2000 ClientHellos a second that nobody goes on with, the same",
         }
     }
 }
@@ -76,11 +87,24 @@ struct Site {
 }
 
 impl Site {
-    async fn start(binary: &str) -> Result<Self> {
+    async fn start(binary: &str, over_tls: bool) -> Result<Self> {
         let lab = Lab::new(std::path::absolute(binary)?)?;
         let servers = [Target::source(1).await?, Target::echo().await?];
         let connectors = [("bulk", servers[0].addr()), ("echo", servers[1].addr())];
-        let (hub, agent) = lab.site(&connectors).await?;
+        let (hub, agent) = if over_tls {
+            lab.certificates()?;
+            let file = |name| lab.path(name).display().to_string();
+            let hub = lab.hub_for(&connectors);
+            let hub = hub.set("tunnel.tls.cert_file", file("server.crt"));
+            let hub = hub.set("tunnel.tls.key_file", file("server.key"));
+            let hub = hub.start().await?;
+            let agent = lab.agent_for(&connectors);
+            let agent = agent.url(&format!("wss://{}/tunnel", hub.tunnel_addr()?));
+            let agent = agent.env("NC_CA_BUNDLE", &file("ca.pem")).start().await?;
+            (hub, agent)
+        } else {
+            lab.site(&connectors).await?
+        };
         Ok(Self {
             lab,
             hub,
@@ -178,6 +202,29 @@ async fn silence(sockets: u64, to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// A client of the hub that never goes on with an earlier session.
+fn tls_client(site: &Site) -> Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    for ca in CertificateDer::pem_file_iter(site.lab.path("ca.pem"))? {
+        roots.add(ca?)?;
+    }
+    let mut config =
+        ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// The first bytes of a handshake: the attacker computes nothing when it sends them again.
+fn client_hello(client: Arc<ClientConfig>) -> Result<Vec<u8>> {
+    let mut connection = rustls::ClientConnection::new(client, "localhost".try_into()?)?;
+    let mut hello = Vec::new();
+    connection.write_tls(&mut hello)?;
+    Ok(hello)
+}
+
 async fn attack(kind: Attack, site: &Site) -> Result<()> {
     let to = site.hub.tunnel_addr()?;
     let echo = site.hub.listener_addr("echo")?;
@@ -210,6 +257,34 @@ async fn attack(kind: Attack, site: &Site) -> Result<()> {
             })
             .await
         }
+        Attack::TlsHandshakes => {
+            let connector = TlsConnector::from(tls_client(site)?);
+            let name: ServerName<'static> = "localhost".try_into()?;
+            paced(300, move |number| {
+                let (connector, name) = (connector.clone(), name.clone());
+                async move {
+                    if let Ok(socket) = connect_from(address(number), to).await {
+                        let _ = connector.connect(name, socket).await;
+                    }
+                }
+            })
+            .await
+        }
+        Attack::TlsHellos => {
+            let hello: Arc<[u8]> = client_hello(tls_client(site)?)?.into();
+            paced(2000, move |number| {
+                let hello = hello.clone();
+                async move {
+                    if let Ok(mut socket) = connect_from(address(number), to).await {
+                        let _ = socket.write_all(&hello).await;
+                        // The hub has done its work when it answers.
+                        let _ = socket.read(&mut [0; 1]).await;
+                        let _ = socket.set_zero_linger();
+                    }
+                }
+            })
+            .await
+        }
     }
 }
 
@@ -224,66 +299,88 @@ fn own_ticks() -> u64 {
     ticks.filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> Result<()> {
-    let binary = std::env::args().nth(1).context("usage: attack BINARY")?;
-    let site = Arc::new(Site::start(&binary).await?);
+/// Starts the honest flows, and attacks beside them.
+async fn honest(binary: &str, over_tls: bool, attacks: &[Attack]) -> Result<()> {
+    let site = Arc::new(Site::start(binary, over_tls).await?);
     let moved = Arc::new(Moved::default());
     let mut flows = JoinSet::new();
     let lost = Arc::new(AtomicBool::new(false));
     for _ in 0..BULK_FLOWS {
-        flows.spawn(watch(
-            bulk(site.hub.connect("bulk").await?, moved.clone()),
-            lost.clone(),
-        ));
+        let flow = bulk(site.hub.connect("bulk").await?, moved.clone());
+        flows.spawn(watch(flow, lost.clone()));
     }
     for _ in 0..REQUEST_FLOWS {
-        flows.spawn(watch(
-            requests(site.hub.connect("echo").await?, moved.clone()),
-            lost.clone(),
-        ));
+        let flow = requests(site.hub.connect("echo").await?, moved.clone());
+        flows.spawn(watch(flow, lost.clone()));
     }
     measure(&moved).await;
+    for &kind in attacks {
+        compare(&site, kind, &moved).await?;
+    }
+    anyhow::ensure!(!lost.load(Ordering::Relaxed), "an honest flow was lost");
+    Ok(())
+}
+
+/// Prints what honest flows move without and with an attack.
+async fn compare(site: &Arc<Site>, kind: Attack, moved: &Moved) -> Result<()> {
+    let (mut without, mut with, mut ticks) = ([0.0; 2], [0.0; 2], [0; 3]);
+    for _ in 0..ROUNDS {
+        let quiet = measure(moved).await;
+        let victim = site.clone();
+        let attacker = tokio::spawn(async move { attack(kind, &victim).await });
+        let before = [site.hub.cpu_ticks()?, site.agent.cpu_ticks()?, own_ticks()];
+        let loud = measure(moved).await;
+        let after = [site.hub.cpu_ticks()?, site.agent.cpu_ticks()?, own_ticks()];
+        anyhow::ensure!(
+            !attacker.is_finished(),
+            "{}: {:?}",
+            kind.name(),
+            attacker.await
+        );
+        attacker.abort();
+        let _ = attacker.await;
+        for n in 0..2 {
+            without[n] += quiet[n] / ROUNDS as f64;
+            with[n] += loud[n] / ROUNDS as f64;
+        }
+        for n in 0..3 {
+            ticks[n] += after[n] - before[n];
+        }
+    }
+    let cores = ticks.map(|n| n as f64 / 100.0 / (ROUNDS as f64 * (ROUND + SETTLE).as_secs_f64()));
+    println!(
+        "| {} | {:.0}, {:.0} | {:.2} | {:.0}, {:.0} | {:.2} | {:.2} | {:.2} | {:.2} |",
+        kind.name(),
+        without[0] / 1e6,
+        with[0] / 1e6,
+        with[0] / without[0],
+        without[1],
+        with[1],
+        with[1] / without[1],
+        cores[0],
+        cores[1],
+        cores[2]
+    );
+    Ok(())
+}
+
+/// `attack BINARY [plain|tls]`
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let binary = args.next().context("usage: attack BINARY [plain|tls]")?;
+    let only = args.next();
     println!(
         "| attack | MB/s without, with | ratio | requests/s without, with | ratio | cores: hub | agent | this |"
     );
     println!("|---|---|---|---|---|---|---|---|");
-    for kind in Attack::ALL {
-        let (mut without, mut with, mut ticks) = ([0.0; 2], [0.0; 2], [0; 3]);
-        for _ in 0..ROUNDS {
-            let quiet = measure(&moved).await;
-            let victim = site.clone();
-            let attacker = tokio::spawn(async move { attack(kind, &victim).await });
-            let before = [site.hub.cpu_ticks()?, site.agent.cpu_ticks()?, own_ticks()];
-            let loud = measure(&moved).await;
-            let after = [site.hub.cpu_ticks()?, site.agent.cpu_ticks()?, own_ticks()];
-            attacker.abort();
-            let _ = attacker.await;
-            for n in 0..2 {
-                without[n] += quiet[n] / ROUNDS as f64;
-                with[n] += loud[n] / ROUNDS as f64;
-            }
-            for n in 0..3 {
-                ticks[n] += after[n] - before[n];
-            }
-        }
-        let cores =
-            ticks.map(|n| n as f64 / 100.0 / (ROUNDS as f64 * (ROUND + SETTLE).as_secs_f64()));
-        println!(
-            "| {} | {:.0}, {:.0} | {:.2} | {:.0}, {:.0} | {:.2} | {:.2} | {:.2} | {:.2} |",
-            kind.name(),
-            without[0] / 1e6,
-            with[0] / 1e6,
-            with[0] / without[0],
-            without[1],
-            with[1],
-            with[1] / without[1],
-            cores[0],
-            cores[1],
-            cores[2]
-        );
+    let wanted = |kind| only.as_deref().is_none_or(|only| only == kind);
+    if wanted("plain") {
+        honest(&binary, false, &Attack::PLAIN).await?;
     }
-    anyhow::ensure!(!lost.load(Ordering::Relaxed), "an honest flow was lost");
+    if wanted("tls") {
+        honest(&binary, true, &Attack::TLS).await?;
+    }
     Ok(())
 }
 

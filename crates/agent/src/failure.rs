@@ -125,6 +125,7 @@ fn refusal(reason: Reason) -> String {
             "another agent with this agent_id is running: give each an id and a token of its own"
         }
         Reason::TokenExpired => "renew the token file",
+        Reason::TokenRevoked => "get a token by the keys and rules that the hub has now",
         Reason::Draining | Reason::Shutdown => "it is about to stop, another one may take over",
         _ => "see the hub's log",
     };

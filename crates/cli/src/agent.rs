@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::hardening::keep_memory_private;
 use crate::logging::{LevelControl, Log};
 use crate::runtime::{block_on, raise_open_files};
-use crate::service::{Reloaded, Service, Watch, level_filter, log_warnings, serve, start_log};
+use crate::service::{Reloaded, Service, Warnings, Watch, level_filter, serve, start_log};
 use crate::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -56,6 +56,7 @@ async fn run_agent(source: Source, loaded: Loaded<AgentConfig>, log: &Log) -> Re
 /// An agent and where its configuration comes from.
 pub(crate) struct AgentService {
     source: Source,
+    warnings: Warnings,
     agent: Agent,
     level: LevelControl,
     drain: Duration,
@@ -70,7 +71,8 @@ impl AgentService {
         level: LevelControl,
         drain: Duration,
     ) -> Result<Self, Failure> {
-        log_warnings(&loaded.warnings);
+        let mut warnings = Warnings::default();
+        warnings.log(&loaded.warnings);
         let agent = Agent::start(loaded.config)
             .await
             .map_err(|error| match error {
@@ -79,6 +81,7 @@ impl AgentService {
             })?;
         Ok(Self {
             source,
+            warnings,
             agent,
             level,
             drain,
@@ -93,7 +96,7 @@ impl Service for AgentService {
             problems.to_string()
         })?;
         let files = loaded.files();
-        log_warnings(&loaded.warnings);
+        self.warnings.log(&loaded.warnings);
         let level = loaded.config.observability.log_level;
         // The agent says itself, in its log and metrics, whether it took it.
         let taken = self.agent.reload(loaded.config).await;

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::hardening::keep_memory_private;
 use crate::logging::Log;
 use crate::runtime::{Threads, block_on, raise_open_files};
-use crate::service::{Reloaded, Service, Watch, level_filter, log_warnings, serve, start_log};
+use crate::service::{Reloaded, Service, Warnings, Watch, level_filter, serve, start_log};
 use crate::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -64,6 +64,7 @@ async fn run_hub(
 /// A hub and where its configuration comes from.
 pub(crate) struct HubService {
     source: Source,
+    warnings: Warnings,
     audit: Audit,
     /// The running hub.
     pub(crate) hub: Hub,
@@ -77,7 +78,8 @@ impl HubService {
         shards: Shards,
         log: &Log,
     ) -> Result<Self, Failure> {
-        log_warnings(&loaded.warnings);
+        let mut warnings = Warnings::default();
+        warnings.log(&loaded.warnings);
         let (level, audit) = (log.level(), log.audit().clone());
         let trail = audit.prepare(&loaded.config.audit);
         audit.commit(trail.map_err(Failure::usage)?)?;
@@ -95,7 +97,12 @@ impl HubService {
         hub.metrics()
             .on_scrape(move |metrics| tally.show(&metrics.audit));
         hub.show_events(log.recent());
-        Ok(Self { source, audit, hub })
+        Ok(Self {
+            source,
+            warnings,
+            audit,
+            hub,
+        })
     }
 }
 
@@ -108,7 +115,7 @@ impl Service for HubService {
             problems.to_string()
         })?;
         let files = loaded.files();
-        log_warnings(&loaded.warnings);
+        self.warnings.log(&loaded.warnings);
         let trail = self.audit.prepare(&loaded.config.audit).map_err(|error| {
             let error = format!("{error:#}");
             self.hub.reject_reload(&error);

@@ -45,13 +45,13 @@ pub(crate) struct Watch {
 impl Watch {
     /// Begins to watch `files`; to be called before they are put to use. Needs a tokio runtime.
     pub(crate) fn new(files: Vec<PathBuf>) -> Self {
-        let watcher = Watcher::new(files.clone(), Watcher::PERIOD);
+        let watcher = Watcher::with_exposure(files.clone(), Watcher::PERIOD);
         Self { files, watcher }
     }
 
-    /// Takes the files' present content as known: they are about to be read.
+    /// Takes the files' present state as known: they are about to be read.
     fn about_to_read(&mut self) {
-        self.watcher = Watcher::new(self.files.clone(), Watcher::PERIOD);
+        self.watcher = Watcher::with_exposure(self.files.clone(), Watcher::PERIOD);
     }
 
     fn follow(&mut self, files: Vec<PathBuf>) {
@@ -127,9 +127,16 @@ pub(crate) fn level_filter(level: LogLevel) -> LevelFilter {
     }
 }
 
-/// Logs what a configuration allows but somebody should look at.
-pub(crate) fn log_warnings(warnings: &[Problem]) {
-    for warning in warnings {
-        tracing::warn!(event = "config_warning", problem = %warning);
+/// What a configuration allows but somebody should look at.
+#[derive(Debug, Default)]
+pub(crate) struct Warnings(Vec<Problem>);
+
+impl Warnings {
+    /// Logs those that were not there the last time.
+    pub(crate) fn log(&mut self, warnings: &[Problem]) {
+        for warning in warnings.iter().filter(|warning| !self.0.contains(warning)) {
+            tracing::warn!(event = "config_warning", problem = %warning);
+        }
+        self.0 = warnings.to_vec();
     }
 }

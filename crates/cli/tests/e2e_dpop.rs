@@ -249,6 +249,10 @@ async fn a_captured_upgrade_is_of_no_use_at_any_hub_with_or_without_the_registry
     let key = Key::make(&pair.lab, "agent.pem").await?;
     let token = key.token(&pair.lab)?;
     let (a, b) = (pair.a.tunnel_addr()?, pair.b.tunnel_addr()?);
+    // Data that are so young say nothing about proofs of before.
+    let early = key.request(&token, &url(&pair.a)?, None)?;
+    is_out(&knock(a, &early).await?, "use_dpop_nonce")?;
+    pair.redis.seem_old().await?;
     // The bytes name the first hub, as both do behind one name.
     let shared = key.request(&token, &url(&pair.a)?, None)?;
     is_in(&knock(a, &shared).await?)?;

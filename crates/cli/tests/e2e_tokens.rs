@@ -311,7 +311,7 @@ async fn a_tunnel_ends_when_the_rules_or_the_keys_no_longer_uphold_its_token() -
         .log()
         .wait_event_since("agent_disconnected", mark)
         .await?;
-    ensure!(gone.text("reason") == "token_expired", "{}", gone.json());
+    ensure!(gone.text("reason") == "token_revoked", "{}", gone.json());
     let took = began.elapsed();
     ensure!(took < std::time::Duration::from_secs(10), "{took:?}");
     site.replace_token(&lab.issuer().token("site-1")?)?;
@@ -325,7 +325,7 @@ async fn a_tunnel_ends_when_the_rules_or_the_keys_no_longer_uphold_its_token() -
         .log()
         .wait_event_since("agent_disconnected", mark)
         .await?;
-    ensure!(gone.text("reason") == "token_expired", "{}", gone.json());
+    ensure!(gone.text("reason") == "token_revoked", "{}", gone.json());
     let token = lab.issuer().sign(&with("aud", json!("others")))?;
     site.replace_token(&token)?;
     echo(&mut client, Pattern(1), 200, 100).await?;

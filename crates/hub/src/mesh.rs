@@ -320,7 +320,14 @@ impl Mesh {
         errors.with(["mesh", kind]).inc();
         if let Some(suppressed) = self.quiet.lock().entry(kind).or_default().pass() {
             let hub = &link.peer().name;
-            tracing::warn!(event = "protocol_error", interface = "mesh", %hub, kind, suppressed);
+            tracing::warn!(
+                event = "protocol_error",
+                interface = "mesh",
+                %hub,
+                kind,
+                suppressed,
+                audit = true,
+            );
         }
     }
 }

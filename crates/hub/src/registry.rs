@@ -223,7 +223,7 @@ impl Registry {
     /// agree on; `None` when there is none, or it does not answer or may have forgotten.
     pub async fn is_first_use(&self, proof: &str) -> Option<bool> {
         let store = self.store.load_full()?;
-        store.is_first_use(&self.hub, proof).await
+        store.is_first_use(proof).await
     }
 
     /// The latest owner of the agent whose tunnels end here.

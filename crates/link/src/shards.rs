@@ -13,6 +13,8 @@ use std::thread;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::handshakes::Handshakes;
+
 thread_local! {
     static CURRENT: RefCell<Option<Arc<AtomicUsize>>> = const { RefCell::new(None) };
 }
@@ -28,6 +30,7 @@ struct Shard {
 #[derive(Debug, Clone)]
 pub struct Shards {
     shards: Arc<[Shard]>,
+    handshakes: Arc<Handshakes>,
     _stop: Option<Arc<DropGuard>>,
 }
 
@@ -49,6 +52,7 @@ impl Shards {
             shards.push(Shard::start(stop.clone())?);
         }
         Ok(Self {
+            handshakes: Arc::new(Handshakes::new(shards.len())),
             shards: shards.into(),
             _stop: Some(Arc::new(stop.drop_guard())),
         })
@@ -63,6 +67,7 @@ impl Shards {
         };
         Self {
             shards: Arc::new([shard]),
+            handshakes: Arc::new(Handshakes::new(1)),
             _stop: None,
         }
     }
@@ -71,6 +76,12 @@ impl Shards {
     #[must_use]
     pub fn count(&self) -> usize {
         self.shards.len()
+    }
+
+    /// The share of their time that TLS handshakes of strangers get.
+    #[must_use]
+    pub fn handshakes(&self) -> &Handshakes {
+        &self.handshakes
     }
 
     /// Where the next connection should live: the thread with the fewest links.

@@ -133,6 +133,8 @@ reasons! {
     FlowIdsExhausted = 108, "flow_ids_exhausted";
     /// The flow goes on over another path.
     Moved = 109, "moved";
+    /// The token is not taken any more: its key was withdrawn, or the rules have changed.
+    TokenRevoked = 110, "token_revoked";
 }
 
 impl Reason {

@@ -1,4 +1,4 @@
-//! Notices that files changed by comparing their content.
+//! Notices that files changed by comparing their content, and who else can touch them.
 //!
 //! Polling on purpose: change notifications miss the `..data` symlink swap by which Kubernetes
 //! updates mounted files, and do not exist on network file systems.
@@ -10,11 +10,15 @@ use std::time::Duration;
 
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::exposure::{Holds, exposure};
+
 /// Polls a set of files.
 #[derive(Debug)]
 pub struct Watcher {
     files: Vec<(PathBuf, Option<u64>)>,
     ticks: Interval,
+    /// That everybody can read or change a file is a change too.
+    with_exposure: bool,
 }
 
 impl Watcher {
@@ -26,11 +30,25 @@ impl Watcher {
     /// Make it before reading the files, or a change in between goes unseen. Runs in a tokio runtime
     /// with timers.
     pub fn new(files: impl IntoIterator<Item = PathBuf>, period: Duration) -> Self {
+        Self::start(files, period, false)
+    }
+
+    /// The same, but what [`exposure`] says of a file counts as well as what is in it.
+    pub fn with_exposure(files: impl IntoIterator<Item = PathBuf>, period: Duration) -> Self {
+        Self::start(files, period, true)
+    }
+
+    fn start(
+        files: impl IntoIterator<Item = PathBuf>,
+        period: Duration,
+        with_exposure: bool,
+    ) -> Self {
         let mut ticks = interval(period.max(Duration::from_millis(10)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watcher = Self {
             files: Vec::new(),
             ticks,
+            with_exposure,
         };
         watcher.watch(files);
         watcher
@@ -46,7 +64,7 @@ impl Watcher {
             }
             let seen = match old.iter().find(known) {
                 Some((_, seen)) => *seen,
-                None => fingerprint(&path),
+                None => fingerprint(&path, self.with_exposure),
             };
             self.files.push((path, seen));
         }
@@ -61,7 +79,7 @@ impl Watcher {
             self.ticks.tick().await;
             let mut changed = Vec::new();
             for (path, seen) in &mut self.files {
-                let now = fingerprint(path);
+                let now = fingerprint(path, self.with_exposure);
                 if now.is_some() && now != *seen {
                     *seen = now;
                     changed.push(path.clone());
@@ -74,15 +92,19 @@ impl Watcher {
     }
 }
 
-/// A hash of a file's content; `None` when it cannot be read, or is a pipe or device, whose reading
+/// A hash of a file's content, and of its exposure if asked for; `None` when it cannot be read, or is a pipe or device, whose reading
 /// might never end. The files are few and small, so they are read in place rather than on another
 /// thread.
-fn fingerprint(path: &Path) -> Option<u64> {
+fn fingerprint(path: &Path, with_exposure: bool) -> Option<u64> {
     if !std::fs::metadata(path).ok()?.is_file() {
         return None;
     }
     let mut file = std::fs::File::open(path).ok()?;
     let mut hasher = DefaultHasher::new();
+    if with_exposure {
+        let severity = exposure(path, Holds::Secret).map(|problem| problem.severity);
+        severity.hash(&mut hasher);
+    }
     let mut chunk = [0; 8192];
     loop {
         match file.read(&mut chunk).ok()? {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -51,6 +51,30 @@ async fn only_other_content_is_a_change() {
     );
     fs::write(&files[0], "3").unwrap();
     assert_eq!(next(&mut watcher).await, [files[0].clone()]);
+}
+
+#[tokio::test]
+async fn what_everybody_can_do_with_a_file_counts_where_it_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("secret");
+    fs::write(&file, "1").unwrap();
+    let chmod = |mode| fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+    chmod(0o600);
+    let mut watcher = Watcher::with_exposure([file.clone()], FAST);
+    let mut content = Watcher::new([file.clone()], FAST);
+    for mode in [0o604, 0o606, 0o604, 0o640] {
+        chmod(mode);
+        assert_eq!(next(&mut watcher).await, [file.clone()], "{mode:o}");
+    }
+    // The group may do what it does.
+    chmod(0o660);
+    replace(&file, "2");
+    chmod(0o640);
+    assert_eq!(
+        next(&mut content).await,
+        [file.clone()],
+        "its content alone"
+    );
 }
 
 /// A mounted ConfigMap or Secret: `file -> ..data/file`, `..data -> ..1/`.

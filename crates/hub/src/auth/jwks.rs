@@ -317,6 +317,7 @@ fn report(source: &JwksSource, set: &KeySet, skipped: &[Skipped]) {
         source = %source,
         keys = set.count(),
         skipped = skipped.len(),
+        audit = true,
     );
     for Skipped { index, why } in skipped {
         tracing::warn!(event = "jwks_key_skipped", source = %source, index, why);

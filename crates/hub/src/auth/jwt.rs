@@ -87,6 +87,16 @@ impl Identity {
             .duration_since(now)
             .unwrap_or_default()
     }
+
+    /// The token is over, whatever it says itself.
+    pub fn revoke(&mut self) {
+        self.expires_at = UNIX_EPOCH;
+    }
+
+    /// Whether [`revoke`](Self::revoke) has ended it: no token that passed has expired in 1970.
+    pub fn is_revoked(&self) -> bool {
+        self.expires_at == UNIX_EPOCH
+    }
 }
 
 /// Whether `id` may name an agent.

@@ -115,10 +115,10 @@ impl Guest {
         let credentials = self.mesh.credentials.load_full();
         let mutual = credentials.mutual.as_ref().ok_or(Turned::NoCertificates)?;
         let bytes = WsBytes::new(upgraded, ws::Role::Server);
-        TlsAcceptor::from(mutual.server.current())
-            .accept_with(bytes, |tls| tls.set_buffer_limit(Some(TLS_WRITES)))
-            .await
-            .map_err(Turned::Tls)
+        let acceptor = TlsAcceptor::from(mutual.server.current());
+        let accept = acceptor.accept_with(bytes, |tls| tls.set_buffer_limit(Some(TLS_WRITES)));
+        let handshakes = self.mesh.shards.handshakes();
+        handshakes.run(accept).await.map_err(Turned::Tls)
     }
 
     fn prove_sealed(&self, sealed: &Sealed) -> Result<Proof, Turned> {

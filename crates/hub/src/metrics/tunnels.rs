@@ -154,10 +154,10 @@ impl TunnelMetrics {
             http_refused: r
                 .counters(
                     "nowconnect_http_refused_total",
-                    "Connections to HTTP ports that were not served, by reason: busy, address",
+                    "Connections to HTTP ports that were not served, by reason: busy, address, handshakes",
                     ["reason"],
                 )
-                .known(&["busy", "address"]),
+                .known(&["busy", "address", "handshakes"]),
             identity_conflicts: r.counter(
                 "nowconnect_agent_identity_conflicts_total",
                 "Tunnels refused because two living agents fight over one agent id",

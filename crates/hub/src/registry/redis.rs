@@ -7,7 +7,7 @@
 //! | `nowconnect:{agent:ID}` | hash | the latest owner that was granted: `epoch`, `instance`; `at`, `by`, `rivals` for damping; lives for three days after the last claim |
 //! | `nowconnect:{hub:ID}` | hash | a hub's table: `#nonce`, `#version`, and an entry of JSON per agent; lives for 15 s unless renewed |
 //! | `nowconnect:hubs` | sorted set | hubs by their last sign of life |
-//! | `nowconnect:{proof:HASH}` | string | the hub that accepted a proof of possession; lives for two minutes, longer than the proof |
+//! | `nowconnect:{proofs:N}` | sorted set | a sixteenth of the proofs of possession that were accepted, by time, for two minutes, longer than they are good; and `#since` when nothing was forgotten |
 //!
 //! and the channel `nowconnect:changes:DB`, on which each change of a table is told with the version
 //! that it makes. A reader applies the next version, and reads the table for anything else.
@@ -105,19 +105,18 @@ impl Store {
     }
 
     /// See [`super::Registry::is_first_use`].
-    pub(super) async fn is_first_use(&self, hub: &str, proof: &str) -> Option<bool> {
+    pub(super) async fn is_first_use(&self, proof: &str) -> Option<bool> {
         let link = self.link.load_full()?;
         if (*self.lost_at.lock()).is_some_and(|at| at.elapsed() < AMNESIA) {
             return None;
         }
-        let asked = timeout(PATIENCE, link.note_proof(hub, proof)).await;
+        let asked = timeout(PATIENCE, link.note_proof(proof)).await;
         let answer = asked.unwrap_or_else(|_| Err(link.late()));
-        answer
-            .inspect_err(|error| {
-                tracing::debug!(event = "proof_unanswered", %error);
-                self.suspect.notify_one();
-            })
-            .ok()
+        answer.unwrap_or_else(|error| {
+            tracing::debug!(event = "proof_unanswered", %error);
+            self.suspect.notify_one();
+            None
+        })
     }
 
     /// The agent's tunnels here are not what they were.

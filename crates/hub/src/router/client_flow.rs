@@ -1,6 +1,7 @@
 //! One client connection: which agents it was offered to, and what became of it.
 
 mod judged;
+mod records;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -277,18 +278,7 @@ impl FlowEvents for ClientFlow {
         let door = self.permit.door();
         let waited = flow.since().elapsed();
         door.metrics.note_open(waited);
-        let holder = self.holder();
-        tracing::info!(
-            event = "flow_opened",
-            cid = %self.cid,
-            connector = %door.connector,
-            listener = %door.name,
-            client = %self.permit.client(),
-            agent_id = holder.as_ref().map(|holder| &*holder.agent_id),
-            hub = self.place().as_deref(),
-            pdp = self.pass().and_then(Pass::as_str),
-            open_ms = waited.as_millis() as u64,
-        );
+        self.log_opened(waited);
     }
 
     fn refused(&self, flow: &Arc<SocketFlow>, reason: Reason) -> bool {
@@ -351,40 +341,6 @@ impl FlowEvents for ClientFlow {
         if let Some(holder) = self.holder() {
             self.router.orphans.take(&holder, self.cid);
         }
-    }
-}
-
-impl ClientFlow {
-    /// The one record of the flow.
-    fn log_closed(&self, summary: &Summary) {
-        let door = self.permit.door();
-        let (holder, place, token, epoch) = {
-            let route = self.route.lock();
-            let (holder, place) = (route.holder.clone(), route.place.clone());
-            (holder, place, route.token.clone(), route.epoch)
-        };
-        let origin = self.router.paths.registry.hub();
-        let owner = holder.as_ref().map(|_| place.as_ref().unwrap_or(origin));
-        tracing::info!(
-            event = "flow_closed",
-            cid = %self.cid,
-            connector = %door.connector,
-            listener = %door.name,
-            client = %self.permit.client(),
-            agent_id = holder.as_ref().map(|holder| &*holder.agent_id),
-            hub = place.as_deref(),
-            origin = %origin,
-            owner = owner.map(|hub| &**hub),
-            epoch = holder.as_ref().map(|_| epoch),
-            token_id = token.as_deref(),
-            opened = self.is_open(),
-            pdp = self.pass().and_then(Pass::as_str),
-            bytes_c2a = summary.bytes_c2a,
-            bytes_a2c = summary.bytes_a2c,
-            duration_ms = summary.duration_ms,
-            reason = summary.reason().name(),
-            audit = true,
-        );
     }
 }
 

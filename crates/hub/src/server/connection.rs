@@ -143,7 +143,7 @@ impl<S: Respond> Doorman<S> {
             self.count_refused("address");
             if let Some(suppressed) = self.quiet.pass() {
                 let reason = "too_many_strangers";
-                tracing::warn!(event = "http_refused", %peer, reason, suppressed);
+                tracing::warn!(event = "http_refused", %peer, reason, suppressed, audit = true);
             }
         })
     }
@@ -181,7 +181,8 @@ impl<S: Respond> Doorman<S> {
         let acceptor = TlsAcceptor::from(tls);
         let buffered = BufferedIo::new(stream, BytesMut::new());
         let accept = acceptor.accept_with(buffered, |tls| tls.set_buffer_limit(Some(TLS_WRITES)));
-        match timeout(TLS_DEADLINE, accept).await {
+        let handshakes = self.shards.handshakes();
+        match timeout(TLS_DEADLINE, handshakes.run(accept)).await {
             Ok(Ok(stream)) => {
                 self.serve(Stream::Tls(Box::new(stream.into())), peer, busy)
                     .await
@@ -194,7 +195,10 @@ impl<S: Respond> Doorman<S> {
                 self.surface.tls_failed(peer, &error);
             }
             Err(late) => {
-                self.count_offence("tls_timeout");
+                match handshakes.are_waiting() {
+                    true => self.count_refused("handshakes"),
+                    false => self.count_offence("tls_timeout"),
+                }
                 self.surface.tls_failed(peer, &late.into());
             }
         }

@@ -161,13 +161,13 @@ impl Session {
             let now = Instant::now();
             let left = self.token_remaining();
             if end.is_none() && left.is_zero() {
-                self.link.go_away(Reason::TokenExpired, EXPIRY_NOTICE);
-                self.log_expired();
-                end = Some(now + EXPIRY_NOTICE);
+                let reason = self.token_end();
+                self.link.go_away(reason, EXPIRY_NOTICE);
+                end = Some((now + EXPIRY_NOTICE, reason));
             }
             let nap = match end {
-                Some(end) if end <= now => return self.link.close(Reason::TokenExpired),
-                Some(end) => end - now,
+                Some((end, reason)) if end <= now => return self.link.close(reason),
+                Some((end, _)) => end - now,
                 None => left.min(CLOCK_CHECK),
             };
             tokio::select! {
@@ -188,7 +188,11 @@ impl Session {
         }
     }
 
-    fn log_expired(&self) {
+    /// Why the token is over; says so when nobody has.
+    fn token_end(&self) -> Reason {
+        if self.identity.lock().is_revoked() {
+            return Reason::TokenRevoked;
+        }
         tracing::warn!(
             event = "token_expired",
             agent_id = %self.agent_id,
@@ -196,6 +200,7 @@ impl Session {
             token_id = self.token_id().as_deref(),
             audit = true,
         );
+        Reason::TokenExpired
     }
 
     fn token_remaining(&self) -> Duration {
@@ -206,15 +211,22 @@ impl Session {
     /// another, is over.
     fn judge_token(&self, gate: &Gate) {
         let mut identity = self.identity.lock();
-        if gate.upholds(&identity) || identity.expires_at == SystemTime::UNIX_EPOCH {
+        if identity.is_revoked() || gate.upholds(&identity) {
             return;
         }
-        identity.expires_at = SystemTime::UNIX_EPOCH;
+        identity.revoke();
         let reason = match gate.proofs().uphold(&identity) {
             true => "rules_or_keys_changed",
             false => Refused::DpopRequired.code(),
         };
-        tracing::warn!(event = "token_revoked", agent_id = %self.agent_id, reason, audit = true);
+        tracing::warn!(
+            event = "token_revoked",
+            agent_id = %self.agent_id,
+            remote = %self.remote,
+            token_id = identity.token_id.as_deref(),
+            reason,
+            audit = true,
+        );
     }
 
     /// Looks at the token and at the exports again: the rules have changed.
@@ -390,7 +402,14 @@ impl Mailbox {
         let errors = &self.metrics.tunnels.protocol_errors;
         errors.with(["tunnel", kind]).inc();
         if let Some(suppressed) = self.quiet.pass() {
-            tracing::warn!(event = "protocol_error", agent_id = %self.agent_id, kind, suppressed);
+            tracing::warn!(
+                event = "protocol_error",
+                interface = "tunnel",
+                agent_id = %self.agent_id,
+                kind,
+                suppressed,
+                audit = true,
+            );
         }
     }
 

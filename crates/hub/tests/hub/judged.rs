@@ -16,14 +16,14 @@ async fn reload(rig: &Rig, change: impl FnOnce(&mut SecurityConfig)) {
 
 async fn sent_away(agent: &mut Agent) {
     let told = agent.heard().await;
-    let expired = matches!(
+    let revoked = matches!(
         told,
         Frame::GoAway {
-            reason: Reason::TokenExpired,
+            reason: Reason::TokenRevoked,
             ..
         }
     );
-    assert!(expired, "{told:?}");
+    assert!(revoked, "{told:?}");
 }
 
 #[tokio::test]

@@ -241,7 +241,7 @@ async fn a_withdrawn_key_ends_the_tunnels_of_its_tokens() {
         matches!(
             told,
             Frame::GoAway {
-                reason: Reason::TokenExpired,
+                reason: Reason::TokenRevoked,
                 ..
             }
         ),

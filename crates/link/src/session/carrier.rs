@@ -208,6 +208,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
             Reason::ProtocolError => 1002,
             Reason::AuthFailed
             | Reason::TokenExpired
+            | Reason::TokenRevoked
             | Reason::IdentityConflict
             | Reason::Flood
             | Reason::Denied => 1008,

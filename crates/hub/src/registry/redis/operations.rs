@@ -12,7 +12,7 @@ use super::super::wire::{self, Changes, MAX_EPOCH, Notice, Stamp};
 use super::super::{Claim, ClaimError, Owner, epoch, rivalry};
 use super::fault::Fault;
 use super::link::Link;
-use super::script::{CLAIM, HOLD, HUBS, LEAVE, Script, TABLE};
+use super::script::{CLAIM, HOLD, HUBS, LEAVE, PROOF, Script, TABLE};
 
 /// How long an agent's record lives after its last claim. Longer than any epoch can be ahead of the
 /// clock, which keeps later ones above it when the record is gone.
@@ -25,6 +25,11 @@ const HUB_MS: u64 = 60_000;
 const FRESH_MS: u64 = 1_000;
 /// How long a proof of possession is remembered; a hub accepts none for longer, whatever its clock.
 const PROOF_MS: u64 = 120_000;
+/// How long a share of the proofs lives that nobody is shown one of.
+const SHARE_MS: u64 = 30 * 24 * 3600 * 1000;
+/// The proofs are spread over so many keys, and these over the nodes of a cluster: each tells since
+/// when its own node has forgotten nothing.
+const SHARES: u8 = 16;
 /// Every hub that shows signs of life.
 const HUBS_KEY: &str = "nowconnect:hubs";
 /// Fields of a table that are no agents, whose names never begin like that.
@@ -122,14 +127,16 @@ impl Link {
         Ok(())
     }
 
-    /// Remembers that `hub` was shown a proof; `false` when one was before.
-    pub(super) async fn note_proof(&self, hub: &str, proof: &str) -> Result<bool, Fault> {
-        let key = format!("nowconnect:{{proof:{proof}}}");
-        let mut command = redis::cmd("SET");
-        command.arg(&key).arg(hub).arg("NX").arg("PX").arg(PROOF_MS);
-        match self.ask(&key, &command).await? {
-            Value::Okay => Ok(true),
-            Value::Nil => Ok(false),
+    /// Remembers that a proof was shown; `false` when it was before, `None` when that may have been
+    /// forgotten.
+    pub(super) async fn note_proof(&self, proof: &str) -> Result<Option<bool>, Fault> {
+        let share = proof.bytes().fold(0, u8::wrapping_add) % SHARES;
+        let key = format!("nowconnect:{{proofs:{share}}}");
+        let args = [proof.to_owned(), PROOF_MS.to_string(), SHARE_MS.to_string()];
+        match self.call(&PROOF, &key, &args).await? {
+            Value::BulkString(answer) if answer == b"new" => Ok(Some(true)),
+            Value::BulkString(answer) if answer == b"known" => Ok(Some(false)),
+            Value::BulkString(answer) if answer == b"young" => Ok(None),
             _ => Err(self.misunderstood("to a proof")),
         }
     }

@@ -123,6 +123,6 @@ async fn use_it(dialer: Dialer) -> Result<(), Fault> {
     let hubs = "nowconnect:hubs";
     let list = cmd("ZRANGE").arg(hubs).arg(0).arg(0).to_owned();
     link.ask(hubs, &list).await?;
-    link.note_proof(&name, &name).await?;
+    link.note_proof(&name).await?;
     link.check().await
 }

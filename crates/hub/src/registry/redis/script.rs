@@ -15,6 +15,7 @@ pub(super) static CLAIM: LazyLock<Script> = load!("claim.lua");
 pub(super) static HOLD: LazyLock<Script> = load!("hold.lua");
 pub(super) static TABLE: LazyLock<Script> = load!("table.lua");
 pub(super) static LEAVE: LazyLock<Script> = load!("leave.lua");
+pub(super) static PROOF: LazyLock<Script> = load!("proof.lua");
 pub(super) static HUBS: LazyLock<Script> = load!("hubs.lua");
 
 /// A script and the hash by which a server that has run it knows it.
