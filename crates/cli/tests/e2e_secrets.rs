@@ -190,7 +190,7 @@ async fn no_marker_appears_in_anything_that_is_said() -> Result<()> {
         pass(hub, "proxied", &proxy_header(), &bind_request()).await?;
         for path in ["status", "agents", "flows", "mesh", "config", "nonsense"] {
             let answer = admin(hub, &format!("/api/v1/{path}"), ADMIN).await?;
-            ensure!(!answer.contains("401"), "{answer}");
+            ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
             said.add(path, answer);
         }
         said.add("refusal", admin(hub, "/api/v1/status", WRONG_ADMIN).await?);
