@@ -27,6 +27,8 @@ pub(crate) struct Turn {
     pub(crate) mark: u64,
     /// How many bytes it may put on the link.
     pub(crate) most: usize,
+    /// When it is, in milliseconds of the engine's clock.
+    pub(crate) now_ms: u64,
 }
 
 /// A flow as its link sees it. The methods are those of [`SocketFlow`] and [`Relayed`].
@@ -96,10 +98,11 @@ impl Carried {
         &self,
         link: &Arc<Link>,
         flush: bool,
+        now_ms: u64,
         put: &mut dyn FnMut(Frame),
     ) -> Option<u64> {
         match self {
-            Self::Socket(flow) => flow.turn_in(link, flush, put),
+            Self::Socket(flow) => flow.turn_in(link, flush, now_ms, put),
             Self::Relayed(flow, face) => flow.turn_in(*face, put),
         }
     }

@@ -24,9 +24,9 @@ impl SocketFlow {
         self: &Arc<Self>,
         link: &Arc<Link>,
         flush: bool,
+        now_ms: u64,
         put: &mut dyn FnMut(Frame),
     ) -> Option<u64> {
-        let now_ms = self.engine.now_ms();
         let mut state = self.state.lock();
         if !self.is_carried_by(link) {
             drop(state);
@@ -81,7 +81,7 @@ impl SocketFlow {
             {
                 left = left.saturating_sub(self.put_step(&mut state, step, put));
             }
-            more = left > 0 && self.read_socket(&mut state, scratch, left);
+            more = left > 0 && self.read_socket(&mut state, scratch, left, turn.now_ms);
         }
         state.mark = turn.mark + (most - left) as u64;
         let ended = state.flow.ending().is_some();
@@ -170,6 +170,7 @@ impl SocketFlow {
         state: &mut State,
         scratch: &mut Scratch,
         most: usize,
+        now_ms: u64,
     ) -> bool {
         if state.flow.waits_for_allowance() {
             let grown = state.borrow(&self.engine, state.flow.allowance());
@@ -178,7 +179,7 @@ impl SocketFlow {
         let room = state.flow.room().min(most);
         if room == 0 {
             if state.flow.waits_for_credit() && state.blocked_ms.is_none() {
-                state.blocked_ms = Some(self.engine.now_ms());
+                state.blocked_ms = Some(now_ms);
             }
             return false;
         }
@@ -195,8 +196,7 @@ impl SocketFlow {
                 true
             }
             Poll::Ready(Ok(bytes)) => {
-                self.active_ms
-                    .store(self.engine.now_ms(), Ordering::Relaxed);
+                self.active_ms.store(now_ms, Ordering::Relaxed);
                 self.sent_counter().inc_by(bytes.len() as u64);
                 state.flow.push(bytes);
                 true

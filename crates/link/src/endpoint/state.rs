@@ -134,7 +134,12 @@ impl State {
                 *slice = IoSlice::new(chunk);
                 count += 1;
             }
-            let written = Pin::new(&mut *socket).poll_write_vectored(cx, &slices[..count]);
+            let mut socket = Pin::new(&mut *socket);
+            let written = match &slices[..count] {
+                // send() costs the kernel less than writev().
+                [only] => socket.as_mut().poll_write(cx, only),
+                several => socket.as_mut().poll_write_vectored(cx, several),
+            };
             match written {
                 Poll::Ready(Ok(n)) => self.flow.hand_on(n),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),

@@ -513,7 +513,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             }
             if let Some((flow, mark)) = self.waiting.pop() {
                 let most = usize::try_from(room.min(self.pace.share())).unwrap_or(usize::MAX);
-                self.turn_out(flow, Turn { mark, most }, now);
+                let now_ms = now / 1000;
+                self.turn_out(flow, Turn { mark, most, now_ms });
             }
         }
         self.look_ahead(now);
@@ -543,16 +544,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             note_sent(patience, &frame);
             carrier.put(frame, now / 1000);
         };
-        if let Some(mark) = flow.turn_in(&self.link, flush, &mut put) {
+        if let Some(mark) = flow.turn_in(&self.link, flush, now / 1000, &mut put) {
             self.waiting.come_back(flow.clone(), mark);
         }
     }
 
-    fn turn_out(&mut self, flow: Carried, turn: Turn, now: u64) {
+    fn turn_out(&mut self, flow: Carried, turn: Turn) {
         let (carrier, patience) = (&mut self.carrier, &mut self.patience);
         let mut put = |frame| {
             note_sent(patience, &frame);
-            carrier.put(frame, now / 1000);
+            carrier.put(frame, turn.now_ms);
         };
         if let Some(mark) = flow.turn_out(&self.link, turn, &mut self.scratch, &mut put) {
             self.waiting.go_on(flow, mark);
