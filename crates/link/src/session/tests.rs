@@ -161,8 +161,8 @@ async fn a_turn_on_the_old_link_leaves_the_place_on_the_new_one() {
     new.link.attach(&flow, 1).unwrap();
     let mut steps = 0;
     let mut put = |_| steps += 1;
-    assert!(flow.turn_in(&old.link, false, &mut put).is_none());
-    assert!(flow.turn_in(&new.link, false, &mut put).is_some());
+    assert!(flow.turn_in(&old.link, false, 0, &mut put).is_none());
+    assert!(flow.turn_in(&new.link, false, 0, &mut put).is_some());
     assert_eq!(steps, 1, "OPEN on the new link");
 }
 
