@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{AgentConfig, TunnelConfig, TunnelMode};
-use crate::keeper::{Keeper, Scope, Surroundings};
+use crate::keeper::Keeper;
+use crate::surroundings::{Scope, Surroundings};
 
 /// How often the files of token and proof key are looked at.
 const TOKEN_PERIOD: Duration = Duration::from_secs(1);

@@ -7,61 +7,24 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::Uri;
 use nowconnect_link::session::LinkClosed;
-use nowconnect_link::tasks::Tasks;
 use nowconnect_proto::backoff::{Backoff, MAX_RETRY_AFTER};
 use nowconnect_proto::hello::{Body, TokenAck, Update, UpdateAck};
 use nowconnect_proto::{Frame, Reason};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::AgentConfig;
 use crate::credential::Credential;
 use crate::failure::rest_after;
-use crate::health::Readiness;
 use crate::leaving::{leave, log_down, move_away};
 use crate::renewal::renewal;
 use crate::round::{self, Won};
-use crate::tunnel::{Control, Tunnel, Tunnels};
+use crate::surroundings::{BACKOFF_BASE, BACKOFF_MAX, Scope, Surroundings};
+use crate::tunnel::{Control, Tunnel};
 
-/// Bound of the first delay after a tunnel that had lived.
-pub(crate) const BACKOFF_BASE: Duration = Duration::from_millis(250);
-/// Bound of every later delay.
-pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// Bound of a delay while flows wait for a path, so that several attempts fit into their grace, and
 /// of the first delay after a tunnel, since a hub was there a moment ago.
 const BACKOFF_URGENT: Duration = Duration::from_secs(5);
-
-/// To which hubs a keeper's tunnel may lead.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Scope {
-    /// To any that is configured.
-    Any,
-    /// To the one with this URL.
-    Only(Uri),
-}
-
-impl Scope {
-    pub(crate) fn urls(&self, config: &AgentConfig) -> Vec<Uri> {
-        match self {
-            Self::Any => config.tunnel.urls.clone(),
-            Self::Only(url) => vec![url.clone()],
-        }
-    }
-}
-
-/// What all keepers share.
-#[derive(Debug, Clone)]
-pub(crate) struct Surroundings {
-    pub(crate) tunnels: Arc<Tunnels>,
-    pub(crate) config: watch::Receiver<Arc<AgentConfig>>,
-    pub(crate) readiness: Arc<Readiness>,
-    /// How long flows may go on when the agent stops.
-    pub(crate) drain: watch::Receiver<Duration>,
-    /// Keepers run as tasks of it; it tells when the agent stops.
-    pub(crate) tasks: Tasks,
-}
 
 /// The task that keeps a tunnel and listens to what its hub says about it.
 #[derive(Debug)]

@@ -16,6 +16,7 @@ mod proxy_header;
 mod renewal;
 mod round;
 mod standing;
+mod surroundings;
 pub mod targets;
 pub mod token;
 mod tunnel;

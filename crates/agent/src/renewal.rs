@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use nowconnect_proto::backoff::Backoff;
 
-use crate::keeper::{BACKOFF_BASE, BACKOFF_MAX, Scope, Surroundings};
 use crate::round;
+use crate::surroundings::{BACKOFF_BASE, BACKOFF_MAX, Scope, Surroundings};
 use crate::tunnel::Tunnel;
 
 /// Makes the tunnel that takes the place of `tunnel`, once that is outdated, its proof key is another

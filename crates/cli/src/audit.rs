@@ -121,7 +121,7 @@ fn note(event: &str, fields: Value) -> Draft {
         }
     }
     Draft {
-        ts: crate::logging::now(),
+        ts: crate::timestamp::now(),
         members,
     }
 }

@@ -16,7 +16,7 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 
 use crate::audit::Audit;
-pub(crate) use line::{Shape, is_dangerous, marked, now};
+pub(crate) use line::{Shape, is_dangerous, marked};
 use recent::RecentEvents;
 use writer::{Flush, Lines};
 

@@ -32,6 +32,7 @@ mod signals;
 mod status;
 mod systemd;
 mod table;
+mod timestamp;
 mod token;
 
 use std::process::ExitCode;

@@ -15,6 +15,7 @@ pub mod fuzzing;
 mod history;
 mod merge;
 mod mesh_view;
+mod millis;
 mod orders;
 mod page;
 mod path;

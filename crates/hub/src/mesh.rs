@@ -8,6 +8,7 @@ mod dial;
 mod failure;
 mod guest;
 mod inbound;
+mod labels;
 mod leaving;
 mod links;
 mod meter;
@@ -46,7 +47,7 @@ use crate::metrics::Metrics;
 use crate::policy::KeyedGate;
 
 pub use dial::knock;
-pub use links::Conflict;
+pub use failure::Conflict;
 pub use outbound::State;
 pub use peer::Peer;
 pub use proof::{Proof, Shown};

@@ -6,6 +6,7 @@
 
 mod cache;
 mod desk;
+mod outcome;
 mod point;
 pub(crate) mod wire;
 
@@ -27,7 +28,8 @@ use crate::token_file::{self, TokenFileError};
 use crate::web_client;
 
 use desk::Outlook;
-use point::{Outcome, Point, Rules, Verdict};
+use outcome::{Outcome, Verdict};
+use point::{Point, Rules};
 
 /// Whether an agent may serve a client: everything that a decision may depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -8,10 +8,9 @@ use std::fmt::{self, Write as _};
 use serde_json::{Map, Value as Json};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 
 use crate::audit::Draft;
+use crate::timestamp::{now, push_time};
 
 /// Characters of the longest value; the rest becomes an ellipsis.
 const MAX_VALUE_CHARS: usize = 1024;
@@ -64,13 +63,6 @@ pub(crate) fn marked(event: &Event<'_>, mark: &str) -> Option<Draft> {
     push_members(&mut members, &name, &fields);
     let ts = now();
     Some(Draft { ts, members })
-}
-
-/// The time as lines tell it.
-pub(crate) fn now() -> String {
-    let mut time = String::with_capacity(32);
-    push_time(&mut time);
-    time
 }
 
 /// A line of the log's own, outside of tracing.
@@ -133,11 +125,6 @@ fn color_of(level: Level) -> &'static str {
         Level::DEBUG => "\x1b[34m",
         Level::TRACE => "\x1b[35m",
     }
-}
-
-/// RFC 3339 in UTC with microseconds.
-fn push_time(line: &mut String) {
-    let _ = SystemTime.format_time(&mut Writer::new(line));
 }
 
 enum Value {

@@ -95,7 +95,7 @@ impl Part {
             "answered": missing.is_none(),
             "reason": missing.map(|missing| &missing.reason),
             "detail": missing.map(|missing| &missing.detail),
-            "took_ms": super::view::ms(Some(self.took)),
+            "took_ms": super::millis::ms(Some(self.took)),
         });
         match head {
             Value::Object(head) => head,

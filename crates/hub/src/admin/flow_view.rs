@@ -112,7 +112,7 @@ pub(super) fn one(scope: &Scope, hub: &str, cid: Cid) -> Value {
             json!({
                 "from": &*from,
                 "agent_id": &*onward.peer().name,
-                "tunnel_rtt_ms": super::view::ms(onward.rtt()),
+                "tunnel_rtt_ms": super::millis::ms(onward.rtt()),
                 "waiting_bytes_c2a": to_agent,
                 "waiting_bytes_a2c": to_client,
             })
@@ -127,7 +127,7 @@ fn detail(scope: &Scope, hub: &str, entry: &Entry) -> Value {
     shown["instance"] = json!(holder.map(|holder| holder.instance.to_string()));
     shown["epoch"] = entry.client.epoch().into();
     shown["attempts"] = entry.flow.attempt().saturating_add(1).into();
-    shown["path_rtt_ms"] = json!(super::view::ms(
+    shown["path_rtt_ms"] = json!(super::millis::ms(
         entry.flow.link().and_then(|link| link.rtt())
     ));
     let idle = door.config().idle_timeout;

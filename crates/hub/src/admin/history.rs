@@ -6,8 +6,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::Scope;
-use super::recent::now_ms;
-use super::view::ms;
+use super::millis::{ms, now_ms};
 use crate::metrics::{ConnectorMetrics, ListenerError, OPEN_BOUNDS_MS};
 
 /// Between two samples, which are taken at whole multiples of it, in seconds since 1970.

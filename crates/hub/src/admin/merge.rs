@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::cluster::Part;
+use super::millis::now_ms;
 use super::query::{Query, Scope};
-use super::recent::now_ms;
 
 /// The items of a list; none if it is none.
 pub(super) fn list(value: &Value) -> &[Value] {

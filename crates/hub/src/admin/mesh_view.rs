@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::Scope;
-use super::view::ms;
+use super::millis::ms;
 use crate::mesh::{LinkStatus, PeerStatus};
 use crate::registry::{RegistryHealth, Route};
 

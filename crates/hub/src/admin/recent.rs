@@ -1,10 +1,11 @@
 //! The latest events that matter to those who run the hub.
 
 use std::collections::VecDeque;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
+
+use super::millis::now_ms;
 
 /// Events that are kept.
 const KEPT: usize = 512;
@@ -107,12 +108,6 @@ impl Recent {
         });
         shown.collect()
     }
-}
-
-/// Milliseconds since 1970.
-pub(super) fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
 use super::Scope;
 use super::flow_view::state;
+use super::millis::ms;
 use super::query::Query;
 use crate::tunnels::Session;
 
@@ -147,9 +148,4 @@ pub(super) fn tunnel(session: &Session) -> Value {
         "first_window": link.peer().first_window,
         "token_expires_at": expires.unwrap_or_default().as_secs(),
     })
-}
-
-/// Milliseconds to the microsecond.
-pub(super) fn ms(duration: Option<Duration>) -> Option<f64> {
-    duration.map(|duration| duration.as_micros() as f64 / 1e3)
 }

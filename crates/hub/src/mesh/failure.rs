@@ -1,6 +1,7 @@
 //! Why a link to a peer did not come about, in words that tell what to do.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nowconnect_link::dial::DialError;
@@ -9,8 +10,6 @@ use nowconnect_link::tls::CertificateFault;
 use nowconnect_link::upgrade::{ReplyError, UpgradeError};
 use nowconnect_proto::Reason;
 use nowconnect_proto::hello::HelloError;
-
-use super::links::Conflict;
 
 /// After these words of a peer, coming back at once would only do harm.
 const REST: Duration = Duration::from_secs(5);
@@ -51,6 +50,44 @@ pub(super) enum Failure {
         "it would be dialed by wss://, but ha.mesh.tls or the system's CA certificates are missing"
     )]
     NoTls,
+}
+
+/// Two hubs answer to one replica id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// It is our own.
+    #[error(
+        "it calls itself {0} as this hub does: give every hub a replica_id of its own, and do not list a hub \
+         among its own peers"
+    )]
+    Own(Arc<str>),
+    /// Another one that we have dialed has it.
+    #[error(
+        "it calls itself {hub}, which {other} does too: give every hub a replica_id of its own, and list \
+         each hub once"
+    )]
+    Dialed {
+        /// The replica id.
+        hub: Arc<str>,
+        /// The other peer.
+        other: Arc<str>,
+    },
+    /// One with another certificate has it.
+    #[error("it calls itself {hub}, which belongs to a hub with a certificate for {other}")]
+    Certificate {
+        /// The replica id.
+        hub: Arc<str>,
+        /// Names of the other's certificate.
+        other: String,
+    },
+    /// It has a link already, dialed by another URL.
+    #[error("{hub} has dialed this hub as {other} too: list each hub once in ha.mesh.peers")]
+    Twice {
+        /// The replica id.
+        hub: Arc<str>,
+        /// The other URL.
+        other: String,
+    },
 }
 
 impl From<GreetError> for Failure {

@@ -19,8 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
+use super::failure::Conflict;
 use super::leaving::{is_orderly, log_down};
-use super::links::{Claim, Conflict, Inward};
+use super::links::{Claim, Inward};
 use super::meter::LinkMeter;
 use super::peer::Peer;
 use super::proof::{Proof, Shown, Unproven, prove};

@@ -11,6 +11,7 @@ use nowconnect_link::session::Link;
 use nowconnect_proto::hello::Instance;
 use parking_lot::Mutex;
 
+use super::failure::Conflict;
 use super::peer::Peer;
 
 /// The links that stand.
@@ -61,44 +62,6 @@ pub(super) struct Claim {
     pub(super) via: String,
     /// Those of our peers' hosts that it has proven to be.
     pub(super) proven: Vec<Arc<str>>,
-}
-
-/// Two hubs answer to one replica id.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Conflict {
-    /// It is our own.
-    #[error(
-        "it calls itself {0} as this hub does: give every hub a replica_id of its own, and do not list a hub \
-         among its own peers"
-    )]
-    Own(Arc<str>),
-    /// Another one that we have dialed has it.
-    #[error(
-        "it calls itself {hub}, which {other} does too: give every hub a replica_id of its own, and list \
-         each hub once"
-    )]
-    Dialed {
-        /// The replica id.
-        hub: Arc<str>,
-        /// The other peer.
-        other: Arc<str>,
-    },
-    /// One with another certificate has it.
-    #[error("it calls itself {hub}, which belongs to a hub with a certificate for {other}")]
-    Certificate {
-        /// The replica id.
-        hub: Arc<str>,
-        /// Names of the other's certificate.
-        other: String,
-    },
-    /// It has a link already, dialed by another URL.
-    #[error("{hub} has dialed this hub as {other} too: list each hub once in ha.mesh.peers")]
-    Twice {
-        /// The replica id.
-        hub: Arc<str>,
-        /// The other URL.
-        other: String,
-    },
 }
 
 impl Links {

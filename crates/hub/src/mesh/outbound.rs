@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nowconnect_link::dial::WsUrl;
 use nowconnect_link::session::{Carrier, Link, LinkClosed, LinkEvents, Role, start};
-use nowconnect_link::tls::{CertificateFault, Trust};
+use nowconnect_link::tls::CertificateFault;
 use nowconnect_proto::backoff::Backoff;
 use nowconnect_proto::frame::Open;
 use nowconnect_proto::mesh_hello::MeshHello;
@@ -16,13 +16,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::dial::{self, Reached, Way};
-use super::failure::{Failure, rest_after};
+use super::failure::{Conflict, Failure, rest_after};
 use super::leaving::{NO_DEADLINE, is_orderly, log_down, see_off};
-use super::links::{Conflict, Dialed};
+use super::links::Dialed;
 use super::meter::LinkMeter;
+use super::peer::note_untrusted;
 use super::proof::Shown;
 use super::questions::{self, Asker};
-use super::review::note_untrusted;
 use super::terms::{Configured, Terms, canonical};
 use super::{Mesh, link_config};
 use crate::metrics::PeerMetrics;
@@ -175,13 +175,18 @@ impl Outbound {
         self.metrics.set_state(state.as_str());
     }
 
-    /// Closes the link when its peer, who had to prove who it is, would not be taken for that by
-    /// `trust` any more.
-    pub(super) fn review(&self, trust: &Trust) {
+    /// Closes the link when its peer had to prove who it is, and would not be taken for that any more.
+    pub(super) fn review(&self, mesh: &Mesh) {
+        let credentials = mesh.credentials.load();
+        let mutual = credentials.mutual.as_ref();
+        let Some(mutual) = mutual.filter(|_| mesh.terms.load().require_mtls) else {
+            return;
+        };
         let status = self.status.lock();
         let Some(link) = status.link.as_ref().filter(|link| !link.is_closed()) else {
             return;
         };
+        let trust = mutual.trust.current();
         let chain = status.certificate.as_deref().unwrap_or_default();
         if let Err(error) = trust.judge_server(chain, &self.url.server_name(), status.since) {
             let fault = CertificateFault::of(&error).unwrap_or(CertificateFault::Other);
@@ -360,7 +365,7 @@ impl Outbound {
             status.certificate = up.certificate.take();
             status.error = None;
         });
-        mesh.review_outbound(self);
+        self.review(mesh);
         mesh.tell(|events| events.link_up(&up.hub));
         let end = tokio::select! {
             biased;

@@ -3,14 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Mesh;
-use super::outbound::Outbound;
 use super::proof::Proof;
-use super::terms::canonical;
 use crate::metrics::PeerMetrics;
-
-/// Stands in labels for hubs that are none of the configured peers, while no certificate is demanded.
-const UNCONFIGURED: &str = "unconfigured";
 
 /// A hub that has dialed this one.
 #[derive(Debug)]
@@ -40,31 +34,14 @@ impl Peer {
     }
 }
 
-impl Mesh {
-    pub(super) fn peer_metrics(&self, label: &str) -> Arc<PeerMetrics> {
-        let outbound = self.outbound.lock();
-        match outbound.iter().find(|peer| *peer.label == *label) {
-            Some(peer) => peer.metrics.clone(),
-            None => Arc::new(self.metrics.peer(label)),
-        }
-    }
-
-    /// The label of the peer that `hub` is, which has proven `names`.
-    pub(super) fn label_of(&self, hub: &str, names: &[Arc<str>]) -> Arc<str> {
-        let dialed = self.links.label(hub);
-        let outbound = self.outbound.lock();
-        let fits = |peer: &&Arc<Outbound>| {
-            let host = canonical(peer.url.host());
-            names.iter().any(|name| **name == *host)
-        };
-        let mut candidates = outbound.iter().filter(fits).map(|peer| peer.label.clone());
-        if names.is_empty() {
-            return dialed.unwrap_or_else(|| UNCONFIGURED.into());
-        }
-        let first = candidates.clone().next();
-        candidates
-            .find(|label| Some(label) == dialed.as_ref())
-            .or(first)
-            .unwrap_or_else(|| UNCONFIGURED.into())
-    }
+/// A peer of a standing link would not be let in any more.
+pub(super) fn note_untrusted(direction: &str, peer: &str, reason: &str, detail: &str) {
+    tracing::warn!(
+        event = "mesh_peer_untrusted",
+        direction,
+        peer,
+        reason,
+        detail,
+        audit = true,
+    );
 }

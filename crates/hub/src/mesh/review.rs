@@ -9,8 +9,7 @@ use nowconnect_proto::Reason;
 use super::Mesh;
 use super::credentials::Tended;
 use super::leaving::{NO_DEADLINE, see_off};
-use super::outbound::Outbound;
-use super::peer::Peer;
+use super::peer::{Peer, note_untrusted};
 use super::proof::prove;
 
 impl Mesh {
@@ -46,16 +45,7 @@ impl Mesh {
             self.review(&inward.link, &inward.peer, inward.since);
         }
         for outbound in &*self.outbound.lock() {
-            self.review_outbound(outbound);
-        }
-    }
-
-    /// Whether a link that this hub has dialed may stay.
-    pub(super) fn review_outbound(&self, outbound: &Outbound) {
-        let credentials = self.credentials.load();
-        let mutual = credentials.mutual.as_ref();
-        if let Some(mutual) = mutual.filter(|_| self.terms.load().require_mtls) {
-            outbound.review(&mutual.trust.current());
+            outbound.review(self);
         }
     }
 
@@ -82,16 +72,4 @@ impl Mesh {
             });
         }
     }
-}
-
-/// A peer of a standing link would not be let in any more.
-pub(super) fn note_untrusted(direction: &str, peer: &str, reason: &str, detail: &str) {
-    tracing::warn!(
-        event = "mesh_peer_untrusted",
-        direction,
-        peer,
-        reason,
-        detail,
-        audit = true,
-    );
 }

@@ -10,7 +10,7 @@ use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
 
 use super::Question;
 use super::cache::Cache;
-use super::point::Outcome;
+use super::outcome::Outcome;
 
 /// Questions that are asked at a time.
 pub(super) const MOST_ASKED: usize = 32;

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::desk::{Desk, Known, MOST_ASKED, Outlook};
+use super::outcome::{Outcome, Verdict};
 use super::{Question, wire};
 use crate::config::{PdpConfig, PdpFormat};
 use crate::web_client::{WebClient, WebError};
@@ -38,41 +39,6 @@ const REQUEST_ID: &str = "x-request-id";
 pub(super) struct Rules {
     pub(super) config: PdpConfig,
     pub(super) audience: String,
-}
-
-/// What a question led to.
-#[derive(Debug, Clone)]
-pub(super) enum Verdict {
-    Allow,
-    Deny,
-    /// There is no answer, and why.
-    Failed(Arc<str>),
-}
-
-impl Verdict {
-    pub(super) fn as_str(&self) -> &'static str {
-        match self {
-            Self::Allow => "allow",
-            Self::Deny => "deny",
-            Self::Failed(_) => "error",
-        }
-    }
-}
-
-/// A verdict, and the name under which the decision point knows the request.
-#[derive(Debug, Clone)]
-pub(super) struct Outcome {
-    pub(super) verdict: Verdict,
-    pub(super) request_id: Uuid,
-}
-
-impl Outcome {
-    pub(super) fn failed(why: &str) -> Self {
-        Self {
-            verdict: Verdict::Failed(why.into()),
-            request_id: Uuid::nil(),
-        }
-    }
 }
 
 /// One request and its answer.

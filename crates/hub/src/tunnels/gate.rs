@@ -9,7 +9,6 @@ use nowconnect_proto::hello::Rejected;
 use tokio::sync::watch;
 
 use super::proofs::{Presented, Proofs};
-use super::session::rejected;
 use crate::auth::{Identity, Reason, Rejection, Verifier};
 use crate::config::SecurityConfig;
 use crate::metrics::Metrics;
@@ -109,5 +108,13 @@ impl Gate {
             .into_iter()
             .map(|name| rejected(name, "not_in_token_scopes"));
         (granted, denied.collect())
+    }
+}
+
+/// One connector that is not routed to an agent, with the reason that the agent is told.
+fn rejected(name: String, reason: &str) -> Rejected {
+    Rejected {
+        name,
+        reason: reason.to_owned(),
     }
 }

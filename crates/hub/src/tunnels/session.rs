@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use nowconnect_link::quiet::Quiet;
 use nowconnect_link::session::{Link, LinkEvents};
 use nowconnect_proto::frame::{Frame, Open};
-use nowconnect_proto::hello::{Body, Instance, Rejected, Token, TokenAck, Update, UpdateAck};
+use nowconnect_proto::hello::{Body, Instance, Token, TokenAck, Update, UpdateAck};
 use nowconnect_proto::{FlowId, Reason};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
@@ -436,13 +436,5 @@ impl LinkEvents for Mailbox {
     fn on_protocol_error(&self, _: &Arc<Link>, kind: &'static str) {
         // The link closes itself when it must; what concerns one flow ends one flow.
         self.count(kind);
-    }
-}
-
-/// One connector that is not routed to an agent, with the reason that the agent is told.
-pub(super) fn rejected(name: String, reason: &str) -> Rejected {
-    Rejected {
-        name,
-        reason: reason.to_owned(),
     }
 }
