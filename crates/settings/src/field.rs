@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::effective::Shown;
 use crate::exposure::Holds;
-use crate::load::KeySpec;
+use crate::key_spec::KeySpec;
 use crate::node::{Content, Node, Origin, Style};
 use crate::problem::Problem;
 use crate::rule::Rule;

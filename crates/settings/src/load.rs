@@ -1,13 +1,14 @@
 //! From a source to a configuration or to every problem in it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::effective::{Effective, Shown};
 use crate::exposure::{Holds, exposure};
-use crate::node::{Content, Node, Origin};
+use crate::key_spec::KeySpec;
+use crate::node::{Content, Node};
 use crate::overlay::{self, Alias};
 use crate::problem::{Problem, Problems, Severity};
-use crate::reader::Reader;
+use crate::reader::{Named, Reader, placed};
 use crate::source::{Env, Source};
 use crate::suggest::closest;
 use crate::table::Table;
@@ -27,16 +28,6 @@ pub struct Loaded<T> {
     named: Vec<Named>,
     /// The file itself holds a secret.
     tells: bool,
-}
-
-/// A file that the configuration names.
-#[derive(Clone, Debug)]
-pub(crate) struct Named {
-    pub(crate) path: PathBuf,
-    /// A problem with it, but for what is wrong.
-    pub(crate) place: Problem,
-    pub(crate) needed: bool,
-    pub(crate) holds: Holds,
 }
 
 impl<T> Loaded<T> {
@@ -115,21 +106,6 @@ impl<T> Loaded<T> {
         self.warnings.extend(warnings);
         Ok(self)
     }
-}
-
-/// A key of a schema.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeySpec {
-    /// Path: `tunnel.port`, `listeners[].bind`, `targets.<name>.host`.
-    pub key: String,
-    /// What is expected of one value: `an integer`.
-    pub kind: &'static str,
-    /// What is allowed, in words: bounds, words, form, and whether it is a list.
-    pub allowed: String,
-    /// The default, empty if there is none; `None` = the key is required.
-    pub default: Option<String>,
-    /// Whether the value is masked and `<key>_file` may name a file that holds it.
-    pub secret: bool,
 }
 
 /// A file with the environment laid over it, not typed yet.
@@ -268,7 +244,7 @@ impl Document {
     ) -> Result<Loaded<T>, Problems> {
         let mut reader = Reader::new(self.root, self.file.clone(), self.env, self.aliases);
         reader.problems = self.problems;
-        let (config, shown) = reader.root(read);
+        let (config, shown) = Table::root(&mut reader, read);
         let (problems, left_out) = (reader.problems, reader.left_out);
         let (named, tells) = (reader.named, reader.tells);
         let (warnings, mut errors): (Vec<_>, Vec<_>) = problems
@@ -317,22 +293,6 @@ pub fn load<T>(
 pub fn describe<T>(read: impl FnOnce(&mut Table<'_>) -> T) -> Vec<KeySpec> {
     let mut reader = Reader::new(Node::empty(), None, Env::default(), Vec::new());
     reader.schema = Some(Vec::new());
-    reader.root(read);
+    Table::root(&mut reader, read);
     reader.schema.unwrap_or_default()
-}
-
-/// Fills in where a problem is.
-pub(crate) fn placed(problem: Problem, origin: &Origin, file: Option<&Path>) -> Problem {
-    match origin {
-        Origin::Env(var) => Problem {
-            env: Some(var.to_string()),
-            ..problem
-        },
-        Origin::File { line, column } => Problem {
-            file: file.map(Path::to_owned),
-            line: *line,
-            column: *column,
-            ..problem
-        },
-    }
 }

@@ -1,18 +1,18 @@
 //! What one reading of a document shares among all its sections.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::load::{KeySpec, Named, placed};
+use crate::exposure::Holds;
+use crate::key_spec::KeySpec;
 use crate::node::{Node, Origin};
 use crate::overlay::{Alias, PREFIX};
 use crate::problem::{Problem, Severity};
 use crate::source::Env;
-use crate::table::{ShownEntries, Table};
 
 /// What one reading shares among all sections.
 pub(crate) struct Reader {
-    document: Arc<Node>,
+    pub(crate) document: Arc<Node>,
     file: Option<PathBuf>,
     pub(crate) env: Env,
     pub(crate) problems: Vec<Problem>,
@@ -26,6 +26,16 @@ pub(crate) struct Reader {
     pub(crate) aliases: Vec<Alias>,
     /// Collects the keys asked for, when that is all that is wanted.
     pub(crate) schema: Option<Vec<KeySpec>>,
+}
+
+/// A file that the configuration names.
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    pub(crate) path: PathBuf,
+    /// A problem with it, but for what is wrong.
+    pub(crate) place: Problem,
+    pub(crate) needed: bool,
+    pub(crate) holds: Holds,
 }
 
 /// Nobody reads more, and a file may hold a hundred thousand mistakes.
@@ -63,12 +73,6 @@ impl Reader {
         }
     }
 
-    /// Reads the whole document.
-    pub(crate) fn root<T>(&mut self, read: impl FnOnce(&mut Table<'_>) -> T) -> (T, ShownEntries) {
-        let document = self.document.clone();
-        Table::read(self, Some(&document), String::new(), String::new(), read)
-    }
-
     /// Says where the key at `path` is written.
     pub(crate) fn place(&self, path: &str, problem: Problem) -> Problem {
         let problem = Problem {
@@ -95,5 +99,21 @@ impl Reader {
         };
         let problem = placed(problem, origin, self.file.as_deref());
         self.push(problem);
+    }
+}
+
+/// Fills in where a problem is.
+pub(crate) fn placed(problem: Problem, origin: &Origin, file: Option<&Path>) -> Problem {
+    match origin {
+        Origin::Env(var) => Problem {
+            env: Some(var.to_string()),
+            ..problem
+        },
+        Origin::File { line, column } => Problem {
+            file: file.map(Path::to_owned),
+            line: *line,
+            column: *column,
+            ..problem
+        },
     }
 }

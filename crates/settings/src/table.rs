@@ -8,10 +8,9 @@ use std::time::Duration;
 use crate::effective::Shown;
 use crate::exposure::Holds;
 use crate::field::Field;
-use crate::load::Named;
 use crate::node::{Content, Node, Origin, excerpt};
 use crate::problem::{Problem, Severity};
-use crate::reader::Reader;
+use crate::reader::{Named, Reader};
 use crate::suggest::closest;
 use crate::value::Value;
 
@@ -32,6 +31,15 @@ pub struct Table<'t> {
 }
 
 impl<'t> Table<'t> {
+    /// Reads the whole document.
+    pub(crate) fn root<T>(
+        reader: &'t mut Reader,
+        read: impl FnOnce(&mut Table<'_>) -> T,
+    ) -> (T, ShownEntries) {
+        let document = reader.document.clone();
+        Table::read(reader, Some(&document), String::new(), String::new(), read)
+    }
+
     /// Reads one section.
     pub(crate) fn read<T>(
         reader: &'t mut Reader,
