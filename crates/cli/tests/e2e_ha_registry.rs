@@ -206,6 +206,69 @@ async fn a_registry_that_was_demoted_is_used_again_once_it_is_master() -> Result
     wait_epoch_above(&pair.b, before).await
 }
 
+/// Every lease lapses at once, since the server stands still for longer than any of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_that_lapse_together_close_nothing() -> Result<()> {
+    let pair = Pair::start(lab()?, "active").await?;
+    let _agent = pair.agent(&[&pair.a], "first").start().await?;
+    pair.wait_routes(&pair.b, 1).await?;
+    let before = epoch(&pair.b).await?;
+    let marks = [pair.a.log().mark(), pair.b.log().mark()];
+    let mut across = pair.b.connect("echo").await?;
+    echo(&mut across, Pattern(1), 0, 1000).await?;
+    pair.redis.signal(Signal::Stop).await?;
+    // What is tried is the time itself: a lease is good for 15 s.
+    tokio::time::sleep(Duration::from_secs(17)).await;
+    echo(&mut across, Pattern(1), 1000, 1000).await?;
+    finish(pair.b.transfers(2, 500_000).await?).await?;
+    pair.redis.signal(Signal::Cont).await?;
+    wait_published(&pair.redis, "hub-a").await?;
+    for (hub, mark) in [&pair.a, &pair.b].into_iter().zip(marks) {
+        wait_up(hub, mark).await?;
+        for event in ["agent_disconnected", "mesh_link_down"] {
+            ensure!(hub.log().events(event, mark).is_empty(), "{event}");
+        }
+    }
+    pair.wait_routes(&pair.b, 1).await?;
+    assert_eq!(epoch(&pair.b).await?, before);
+    echo(&mut across, Pattern(1), 2000, 1000).await?;
+    finish(pair.b.transfers(2, 500_000).await?).await
+}
+
+/// The clock of the registry's machine is set: ahead, so that every lease lapses and epochs could run
+/// away, and back again, so that they could fall.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_whose_clock_jumps_moves_no_epoch_back() -> Result<()> {
+    let redis = Redis::plan().own_clock().start().await?;
+    let pair = Pair::start_on(redis, lab()?, "active", &[]).await?;
+    let mut agent = pair.agent(&[&pair.a], "first").start().await?;
+    pair.wait_routes(&pair.b, 1).await?;
+    let marks = [pair.a.log().mark(), pair.b.log().mark()];
+    let mut across = pair.b.connect("echo").await?;
+    echo(&mut across, Pattern(1), 0, 1000).await?;
+    let mut last = epoch(&pair.b).await?;
+    for (round, hours) in [1, 0, -3, 0].into_iter().enumerate() {
+        pair.redis.shift_clock(hours * 3600).await?;
+        wait_published(&pair.redis, "hub-a").await?;
+        pair.wait_routes(&pair.b, 1).await?;
+        assert_eq!(epoch(&pair.b).await?, last, "the tunnel is the same");
+        echo(&mut across, Pattern(1), 1000 * (round as u64 + 1), 1000).await?;
+        finish(pair.b.transfers(1, 100_000).await?).await?;
+    }
+    for (hub, mark) in [&pair.a, &pair.b].into_iter().zip(marks) {
+        let gone = hub.log().events("agent_disconnected", mark);
+        ensure!(gone.is_empty(), "{gone:?}");
+    }
+    for hours in [1, 0, -3] {
+        pair.redis.shift_clock(hours * 3600).await?;
+        agent.restart().await?;
+        wait_epoch_above(&pair.b, last).await?;
+        last = epoch(&pair.b).await?;
+        finish(pair.b.transfers(1, 100_000).await?).await?;
+    }
+    Ok(())
+}
+
 /// The agent has moved, and the hub of a client has not heard of it: the hub that had the agent
 /// refuses by epoch, and the client is served after one look into the registry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use nowconnect_testkit::fault_proxy::{FaultProxy, Way};
 use nowconnect_testkit::lab::{Hub, Lab, Pair, finish};
+use nowconnect_testkit::process::Signal;
 use nowconnect_testkit::target::Target;
 use nowconnect_testkit::transfer::Transfer;
 use nowconnect_testkit::wait::until;
+use serde_json::json;
 use socket2::SockRef;
 use tokio::task::JoinSet;
 
@@ -102,4 +104,54 @@ async fn heavy_an_agent_that_is_slow_costs_bounded_memory_and_others_little() ->
     crowd.shutdown().await;
     pair.b.wait_idle("slow").await?;
     finish(pair.b.transfers(1, 500_000).await?).await
+}
+
+/// The other hub stands still with a link full of bytes: it costs the link's bounds, agents of this hub
+/// notice nothing, and the flows go on when it wakes up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heavy_a_hub_that_freezes_with_a_full_link_costs_its_bounds() -> Result<()> {
+    let bounds = [
+        ("ha.mesh.per_link_max_inflight_bytes", PER_LINK),
+        ("tunnel.ping_interval_sec", 5),
+        ("tunnel.ping_timeout_sec", 5),
+    ];
+    let mut pair = Pair::start_with(lab()?, "active", &bounds).await?;
+    let far = pair.agent(&[&pair.a], "first");
+    let _far = far.set("tunnel.ping_timeout_sec", 60).start().await?;
+    pair.wait_routes(&pair.b, 1).await?;
+    let before = pair.b.resident_bytes()?;
+    let (mark, accepted) = (pair.b.log().mark(), pair.bulk.accepted());
+    let running = pair.b.transfers(16, 30_000_000).await?;
+    pair.bulk.wait_accepted(accepted + 16).await?;
+    pair.a.signal(Signal::Stop).await?;
+    let frozen = Instant::now();
+
+    let near = pair.lab.agent("near").target("near", pair.bulk.addr());
+    let url = format!("ws://{}/tunnel", pair.b.tunnel_addr()?);
+    let near = near.set("tunnel.urls", json!([url]));
+    pair.b.add_listener("near", "near")?;
+    pair.b.reload().await?;
+    let _near = near.start().await?;
+    pair.b.wait_agents(1).await?;
+    let client = pair.b.connect("near").await?;
+    let (up, down) = (50_000_000, 50_000_000);
+    Transfer {
+        stream: 99,
+        up,
+        down,
+    }
+    .run(client)
+    .await?;
+
+    pair.b
+        .log()
+        .wait_event_since("mesh_link_down", mark)
+        .await?;
+    let noticed = frozen.elapsed();
+    let grown = pair.b.resident_bytes()?.saturating_sub(before);
+    eprintln!("noticed after {noticed:?}; grew by {} KiB", grown >> 10);
+    ensure!(noticed < Duration::from_secs(15), "{noticed:?}");
+    ensure!(grown < 2 * PER_LINK + SLACK, "{grown} bytes");
+    pair.a.signal(Signal::Cont).await?;
+    finish(running).await
 }

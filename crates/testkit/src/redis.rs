@@ -1,10 +1,12 @@
 //! Real Redis servers: alone, with a replica, with TLS, watched by Sentinels, as a Cluster.
 
+mod clock;
 mod cluster;
 mod sentinel;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
@@ -34,6 +36,7 @@ pub struct RedisPlan {
     args: Vec<String>,
     tls: bool,
     login: Option<(String, String)>,
+    own_clock: bool,
 }
 
 impl RedisPlan {
@@ -77,6 +80,12 @@ impl RedisPlan {
         ];
         self.option("user", &rules)
             .option("user", &["default", "off"])
+    }
+
+    /// With a clock that [`Redis::shift_clock`] sets.
+    pub fn own_clock(mut self) -> Self {
+        self.own_clock = true;
+        self
     }
 
     /// Starts it on a port of its own and waits until it answers.
@@ -126,6 +135,9 @@ impl RedisPlan {
             }
         }
         command.args(&self.args);
+        if self.own_clock {
+            clock::give(&mut command, dir.path())?;
+        }
         Process::spawn("redis", &mut command, dir.path())
     }
 }
@@ -189,6 +201,26 @@ impl Redis {
             let key = format!("nowconnect:{{proofs:{share}}}");
             self.run(&["ZADD", &key, "-1", "#since"]).await?;
         }
+        Ok(())
+    }
+
+    /// Makes its clock jump to where it is so many seconds before or after ours.
+    ///
+    /// # Errors
+    /// When it has no clock of its own, or shows another time.
+    pub async fn shift_clock(&self, seconds: i64) -> Result<()> {
+        ensure!(self.plan.own_clock, "its clock is everybody's");
+        clock::set(self.dir.path(), seconds)?;
+        let shown: i64 = self
+            .run(&["TIME"])
+            .await?
+            .lines()
+            .next()
+            .unwrap_or("")
+            .parse()?;
+        let ours = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let off = shown - i64::try_from(ours)?;
+        ensure!((off - seconds).abs() <= 2, "its clock is {off} s off");
         Ok(())
     }
 

@@ -99,7 +99,19 @@ impl Pair {
     /// # Errors
     /// When something does not come up.
     pub async fn start_with(lab: Lab, mode: &str, more: &[(&str, u64)]) -> Result<Self> {
-        let redis = Redis::start().await?;
+        Self::start_on(Redis::start().await?, lab, mode, more).await
+    }
+
+    /// The same with this registry.
+    ///
+    /// # Errors
+    /// When something does not come up.
+    pub async fn start_on(
+        redis: Redis,
+        lab: Lab,
+        mode: &str,
+        more: &[(&str, u64)],
+    ) -> Result<Self> {
         let (bulk, echo) = (Target::bulk().await?, Target::echo().await?);
         let plans = ["hub-a", "hub-b"].map(|name| {
             let plan = lab.hub(name).listener("bulk").listener("echo");
