@@ -26,6 +26,20 @@ pub(crate) fn row(object: &Value, keys: &[&str]) -> Vec<String> {
     keys.iter().map(|key| word(&object[*key])).collect()
 }
 
+/// `1 hub`, `2 hubs`.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}
+
+/// The same of a number that may be missing: `- hubs`.
+pub(crate) fn counted(number: &Value, noun: &str) -> String {
+    match number.as_u64() {
+        Some(1) => format!("1 {noun}"),
+        _ => format!("{} {noun}s", word(number)),
+    }
+}
+
 pub(crate) fn words(value: &Value) -> String {
     let words: Vec<_> = list(value).iter().map(word).collect();
     words.join(", ")

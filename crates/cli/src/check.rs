@@ -10,6 +10,7 @@ use nowconnect_settings::{
     Document, Effective, Env, KeySpec, Loaded, Problem, Problems, Severity, Source,
 };
 
+use crate::cells::count;
 use crate::failure::Failure;
 
 const EXAMPLES: &str = "\
@@ -54,11 +55,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Ok(checked) => checked,
         Err(Problems(problems)) => {
             report(&problems);
-            let count = match problems.len() {
-                1 => "1 problem".to_owned(),
-                many => format!("{many} problems"),
-            };
-            return Err(Failure::usage(anyhow::anyhow!("{count} found")));
+            let problems = count(problems.len(), "problem");
+            return Err(Failure::usage(anyhow::anyhow!("{problems} found")));
         }
     };
     report(&checked.warnings);
@@ -91,9 +89,9 @@ impl Checked {
     fn hub(loaded: &Loaded<HubConfig>) -> Result<Self, Problems> {
         let config = &loaded.config;
         let what = format!(
-            "{} listeners, {} peers, HA {}",
-            config.listeners.len(),
-            config.ha.mesh.peers.len(),
+            "{}, {}, HA {}",
+            count(config.listeners.len(), "listener"),
+            count(config.ha.mesh.peers.len(), "peer"),
             config.ha.mode
         );
         Self::new("hub", &what, loaded)
@@ -102,9 +100,9 @@ impl Checked {
     fn agent(loaded: &Loaded<AgentConfig>) -> Result<Self, Problems> {
         let tunnel = &loaded.config.tunnel;
         let what = format!(
-            "{} connectors, {} hubs",
-            tunnel.exported_connectors.len(),
-            tunnel.urls.len()
+            "{}, {}",
+            count(tunnel.exported_connectors.len(), "connector"),
+            count(tunnel.urls.len(), "hub")
         );
         Self::new("agent", &what, loaded)
     }
@@ -125,7 +123,10 @@ impl Checked {
             None => "environment".to_owned(),
         };
         Ok(Self {
-            summary: format!("{place}: ok ({kind}: {what}; {} warnings)", warnings.len()),
+            summary: format!(
+                "{place}: ok ({kind}: {what}; {})",
+                count(warnings.len(), "warning")
+            ),
             warnings,
             effective: loaded.effective.clone(),
         })

@@ -1,9 +1,13 @@
 //! `nowconnect doctor`: what is in the way of a hub or an agent, step by step.
 
 mod agent;
+mod chain;
 mod claims;
+mod decisions;
 mod hub;
+mod keys;
 mod machine;
+mod peers;
 mod report;
 mod web;
 
@@ -51,6 +55,7 @@ struct AgentArgs {
 const HUB_EXAMPLES: &str = "\
 Examples:
   nowconnect doctor hub --config cloud.yaml
+  nowconnect doctor hub --config cloud.yaml --token agent.jwt
   nowconnect doctor hub --config cloud.yaml --json | jq .faults
 
 Looks at the configuration, ports, certificates, the keys for tokens, Redis, the peers, the policy decision
@@ -64,6 +69,9 @@ Exit code 0: nothing is in the way; 1: something is; 2: the configuration cannot
 struct HubArgs {
     #[command(flatten)]
     about: About,
+    /// Also judge this agent's token as the hub would
+    #[arg(long, value_name = "FILE")]
+    token: Option<PathBuf>,
 }
 
 /// Whom to look at
@@ -78,15 +86,15 @@ struct About {
 }
 
 pub(crate) fn run(args: Args) -> Result<ExitCode, Failure> {
-    let (about, is_hub) = match args.command {
-        Command::Agent(args) => (args.about, false),
-        Command::Hub(args) => (args.about, true),
+    let about = match &args.command {
+        Command::Agent(args) => &args.about,
+        Command::Hub(args) => &args.about,
     };
-    let source = Source::new(about.config, Env::of_process());
+    let source = Source::new(about.config.clone(), Env::of_process());
     let mut report = Report::new(about.json);
-    let usable = match is_hub {
-        true => block_on(hub::examine(&source, &mut report))?,
-        false => block_on(agent::examine(&source, &mut report))?,
+    let usable = match &args.command {
+        Command::Agent(_) => block_on(agent::examine(&source, &mut report))?,
+        Command::Hub(args) => block_on(hub::examine(&source, args.token.as_deref(), &mut report))?,
     };
     let faults = report.end()?;
     Ok(match (usable, faults) {

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use crate::admin::{Access, Admin};
+use crate::cells::counted;
 use crate::failure::Failure;
 use crate::runtime::block_on;
 
@@ -44,10 +45,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     block_on(async {
         let answer = admin.post("drain").await?;
         println!(
-            "{}: draining; {} agents move, {} flows have up to {} s to end",
+            "{}: draining; {} to move, {} left with up to {} s to end",
             admin.url(),
-            answer["agents"],
-            answer["flows"],
+            counted(&answer["agents"], "agent"),
+            counted(&answer["flows"], "flow"),
             answer["drain_timeout_sec"]
         );
         match args.wait {
@@ -83,10 +84,10 @@ async fn wait(admin: &Admin, answer: &Value) -> anyhow::Result<()> {
         );
         if now != shown {
             println!(
-                "{}: {} agents and {} flows are left",
+                "{}: {} and {} are left",
                 admin.url(),
-                now.0,
-                now.1
+                counted(&now.0, "agent"),
+                counted(&now.1, "flow")
             );
             shown = now;
         }

@@ -143,7 +143,7 @@ fn tables(report: &Value, screen: &Screen, width: Option<usize>) -> String {
         let shown = list(&report["flows"]).len();
         let next = word(&next.into());
         text += &format!(
-            "\n{shown} of more, of {} flows in all: --all, or --cursor {next}\n",
+            "\n{shown} of {} in all, and there are more: --all, or --cursor {next}\n",
             word(&report["total"])
         );
     }

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use serde_json::Value;
 
 use crate::admin::{Access, Admin, query};
-use crate::cells::{age, bytes, list, ms, silent, word};
+use crate::cells::{age, bytes, counted, list, ms, silent, word};
 use crate::failure::Failure;
 use crate::runtime::block_on;
 use crate::screen::{How, Screen};
@@ -121,8 +121,8 @@ fn cells(hop: &Value) -> Vec<String> {
             if counts.is_object() {
                 let _ = write!(
                     what,
-                    ", {} flows, opens {} (p50) {} (p95), turned away {}",
-                    word(&counts["flows"]),
+                    ", {}, opens {} (p50) {} (p95), turned away {}",
+                    counted(&counts["flows"], "flow"),
                     ms(&counts["open_p50_ms"]),
                     ms(&counts["open_p95_ms"]),
                     errors(std::slice::from_ref(hop))
@@ -131,13 +131,13 @@ fn cells(hop: &Value) -> Vec<String> {
             what
         }
         "mesh_link" => format!(
-            "to {}: {} for {}, RTT {}, {} flows, {} frames queued, {} in flight{}",
+            "to {}: {} for {}, RTT {}, {}, {} queued, {} in flight{}",
             word(&hop["to"]),
             word(&hop["state"]),
             age(&hop["since_sec"]),
             ms(&hop["rtt_ms"]),
-            word(&hop["flows"]),
-            word(&hop["queue_frames"]),
+            counted(&hop["flows"], "flow"),
+            counted(&hop["queue_frames"], "frame"),
             bytes(&hop["inflight_bytes"]),
             match &hop["last_error"] {
                 Value::Null => String::new(),
@@ -151,11 +151,11 @@ fn cells(hop: &Value) -> Vec<String> {
             word(&hop["epoch"])
         ),
         "tunnel" => format!(
-            "{} from {}: RTT {}, {} flows, first window {}, v{}, epoch {}",
+            "{} from {}: RTT {}, {}, first window {}, v{}, epoch {}",
             word(&hop["agent_id"]),
             word(&hop["remote"]),
             ms(&hop["rtt_ms"]),
-            word(&hop["flows"]),
+            counted(&hop["flows"], "flow"),
             bytes(&hop["first_window"]),
             word(&hop["protocol"]),
             word(&hop["epoch"])

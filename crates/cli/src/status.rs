@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::admin::{Access, Admin};
-use crate::cells::{age, bytes, list, ms, row, silent, word, words};
+use crate::cells::{age, bytes, counted, list, ms, row, silent, word, words};
 use crate::failure::Failure;
 use crate::runtime::block_on;
 use crate::screen::{How, Screen};
@@ -88,11 +88,11 @@ fn tables(report: &Value, screen: &Screen, width: Option<usize>) -> String {
     let flows = &status["flows"];
     let _ = writeln!(
         text,
-        "\nflows: {} open, {} opening, {} waiting for their path; {} agents",
+        "\nflows: {} open, {} opening, {} waiting for their path; {}",
         word(&flows["open"]),
         word(&flows["opening"]),
         word(&flows["waiting"]),
-        word(&status["agents"]["total"])
+        counted(&status["agents"]["total"], "agent")
     );
     text
 }

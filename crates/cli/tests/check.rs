@@ -58,12 +58,12 @@ fn a_good_file_is_ok() {
     assert_eq!((code, err.as_str()), (0, ""));
     assert_eq!(
         out,
-        "f.yaml: ok (hub: 1 listeners, 0 peers, HA shadow; 0 warnings)\n"
+        "f.yaml: ok (hub: 1 listener, 0 peers, HA shadow; 0 warnings)\n"
     );
     let (code, out, err) = check(AGENT, &[], &[]);
     assert_eq!(
         (code, out.as_str()),
-        (0, "f.yaml: ok (agent: 1 connectors, 1 hubs; 1 warnings)\n")
+        (0, "f.yaml: ok (agent: 1 connector, 1 hub; 1 warning)\n")
     );
     let missing = "f.yaml:2:98: warning: tunnel.auth.token_file: there is no file /nope.jwt \
         (put the file there, or correct the name)\n";

@@ -19,6 +19,7 @@ mod questions;
 mod review;
 mod status;
 mod terms;
+pub(crate) mod visit;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -46,7 +47,6 @@ use crate::config::HubConfig;
 use crate::metrics::Metrics;
 use crate::policy::KeyedGate;
 
-pub use dial::knock;
 pub use failure::Conflict;
 pub use outbound::State;
 pub use peer::Peer;

@@ -12,6 +12,7 @@ pub(crate) mod wire;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use nowconnect_link::quiet::Quiet;
@@ -21,6 +22,7 @@ use nowconnect_settings::Secret;
 use rustls::ClientConfig;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
+use uuid::Uuid;
 
 use crate::config::{HubConfig, PdpConfig};
 use crate::metrics::Metrics;
@@ -29,6 +31,7 @@ use crate::web_client;
 
 use desk::Outlook;
 use outcome::{Outcome, Verdict};
+pub use point::AskError;
 use point::{Point, Rules};
 
 /// Whether an agent may serve a client: everything that a decision may depend on.
@@ -107,6 +110,38 @@ pub enum PdpError {
     /// The token.
     #[error(transparent)]
     Token(#[from] TokenFileError),
+}
+
+/// A question that was asked for the sake of asking.
+#[derive(Debug)]
+pub struct Trial {
+    /// What was asked, in the configured format.
+    pub question: Value,
+    /// Whether it would be allowed, or why there is no decision.
+    pub asked: Result<bool, AskError>,
+    /// From the question to the answer.
+    pub took: Duration,
+}
+
+/// Asks the decision point of `config`, as a hub of it would; `None` when it has none. Nothing is
+/// remembered or counted.
+///
+/// # Errors
+/// A file that it names cannot be used.
+pub async fn attempt(config: &HubConfig, question: &Question) -> Result<Option<Trial>, PdpError> {
+    let Some((rules, trust, token)) = Pdp::prepare(config)?.0 else {
+        return Ok(None);
+    };
+    let hub = config.ha.replica_id.as_str().into();
+    let latency = Metrics::new().tunnels.pdp_latency.clone();
+    let point = Point::new(rules, hub, trust, token.as_ref(), latency);
+    let begun = Instant::now();
+    let asked = point.ask(question, Uuid::new_v4(), &mut Value::Null).await;
+    Ok(Some(Trial {
+        question: point.question(question),
+        asked: asked.map(|answer| answer.allowed),
+        took: begun.elapsed(),
+    }))
 }
 
 /// What another configuration asks for, and nothing has been done about yet.

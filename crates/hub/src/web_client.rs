@@ -1,6 +1,7 @@
 //! The one HTTP client of the hub: for key documents and policy decisions. Everything that a server
 //! can send is bounded; redirects are not followed, and no proxy is used.
 
+use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use nowconnect_link::tls::{ClientFiles, LiveClientConfig, Roots, TlsError};
+use nowconnect_link::tls::{CertificateFault, ClientFiles, LiveClientConfig, Roots, TlsError};
 use rustls::{ClientConfig, RootCertStore};
 
 /// How long a connection without a request is kept: less than servers usually do.
@@ -21,19 +22,29 @@ const KEPT: Duration = Duration::from_secs(20);
 
 /// Why there is no answer to use.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum WebError {
+pub enum WebError {
+    /// Time is up.
     #[error("no complete answer within {} s", .0.as_secs_f32())]
     Timeout(Duration),
+    /// No name, nobody there, or a firewall.
     #[error("cannot connect: {0}")]
     Connect(String),
+    /// No TLS; with what is wrong with the server's certificate, if it is that.
+    #[error("cannot connect: {1}")]
+    Tls(Option<CertificateFault>, String),
+    /// It hung up.
     #[error("the connection ended before the answer: {0}")]
     Lost(String),
+    /// Something other than 200.
     #[error("HTTP status {0}")]
     Status(u16),
+    /// 3xx.
     #[error("HTTP status {0}: redirects are not followed; configure the final address")]
     Redirect(u16),
+    /// It hung up in the middle.
     #[error("the answer broke off: {0}")]
     Body(String),
+    /// More than is read.
     #[error("larger than {0} bytes")]
     TooLarge(usize),
 }
@@ -78,7 +89,7 @@ impl WebClient {
             .request(request)
             .await
             .map_err(|e| match e.is_connect() {
-                true => WebError::Connect(chain(&e)),
+                true => not_connected(&e),
                 false => WebError::Lost(chain(&e)),
             })?;
         let status = response.status();
@@ -146,8 +157,24 @@ fn no_trust() -> Result<ClientConfig, TlsError> {
         .with_no_client_auth())
 }
 
+fn not_connected(error: &(dyn Error + 'static)) -> WebError {
+    match tls_error(error) {
+        Some(tls) => WebError::Tls(CertificateFault::of(tls), chain(error)),
+        None => WebError::Connect(chain(error)),
+    }
+}
+
+/// What TLS says, under whatever it is wrapped in: the source of an I/O error is that of what it holds.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let held = match error.downcast_ref::<std::io::Error>() {
+        Some(io) => io.get_ref().map(|held| held as &(dyn Error + 'static)),
+        None => error.source(),
+    };
+    error.downcast_ref().or_else(|| tls_error(held?))
+}
+
 /// An error with its causes: the HTTP client says the useful part last.
-fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

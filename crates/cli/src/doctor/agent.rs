@@ -6,15 +6,11 @@ use nowconnect_agent::config::AgentConfig;
 use nowconnect_agent::failure::Failure;
 use nowconnect_agent::probe::{self, Probe};
 use nowconnect_link::dial::{DialError, TcpOptions, WsUrl, dial_tcp};
-use nowconnect_link::tls::{CertificateFault, Written};
+use nowconnect_link::tls::CertificateFault;
 use nowconnect_settings::Source;
 
-use super::claims::{self, seconds_left, span};
 use super::report::{Report, count};
-use super::{configuration, web};
-
-/// A certificate that ends sooner is about to be missed, in seconds.
-const SOON: i64 = 14 * 86_400;
+use super::{chain, claims, configuration, web};
 
 /// Looks at everything; `false` when the configuration cannot be used.
 pub(super) async fn examine(source: &Source, report: &mut Report) -> bool {
@@ -29,12 +25,12 @@ pub(super) async fn examine(source: &Source, report: &mut Report) -> bool {
     );
     let Some(loaded) = loaded else { return false };
     let config = &loaded.config;
-    token(config, report).await;
+    let token = token(config, report).await;
     match Probe::new(config) {
         Ok(probe) => {
             for url in &config.tunnel.urls {
                 match WsUrl::try_from(url.clone()) {
-                    Ok(url) => hub(&probe, &url, config, report).await,
+                    Ok(url) => hub(&probe, &url, &token, config, report).await,
                     Err(error) => report.error("hub", error),
                 }
             }
@@ -45,7 +41,8 @@ pub(super) async fn examine(source: &Source, report: &mut Report) -> bool {
     true
 }
 
-async fn token(config: &AgentConfig, report: &mut Report) {
+/// Tells of the token, and returns it; without one it is empty.
+async fn token(config: &AgentConfig, report: &mut Report) -> String {
     let thumbprint = match probe::thumbprint(config).await {
         Ok(thumbprint) => thumbprint,
         Err(error) => {
@@ -54,12 +51,24 @@ async fn token(config: &AgentConfig, report: &mut Report) {
         }
     };
     match probe::token(config).await {
-        Ok(token) => claims::examine(&token, thumbprint.as_deref(), config, report),
-        Err(error) => report.error("token", error),
+        Ok(token) => {
+            claims::examine(&token, thumbprint.as_deref(), config, report);
+            token
+        }
+        Err(error) => {
+            report.error("token", error);
+            String::new()
+        }
     }
 }
 
-async fn hub(probe: &Probe<'_>, url: &WsUrl, config: &AgentConfig, report: &mut Report) {
+async fn hub(
+    probe: &Probe<'_>,
+    url: &WsUrl,
+    token: &str,
+    config: &AgentConfig,
+    report: &mut Report,
+) {
     report.ok("hub", url.uri());
     if !url.is_tls() && !url.is_loopback() {
         report.warning(
@@ -101,9 +110,12 @@ async fn hub(probe: &Probe<'_>, url: &WsUrl, config: &AgentConfig, report: &mut 
     let took = began.elapsed().as_millis();
     report.ok("connection", format!("{what} in {took} ms"));
     if url.is_tls() {
-        certificates(&probe.shown(url).await.unwrap_or_default(), config, report);
+        let shown = probe.shown(url).await.unwrap_or_default();
+        chain::told("tls", "its", &shown, report);
     }
-    web::clock(stream, url, report).await;
+    if let Some(there) = web::clock(stream, url, "the hub", report).await {
+        claims::at_the_hub(token, there, report);
+    }
     match probe.knock(url).await {
         Ok(welcome) => {
             let version = match welcome.protocol {
@@ -140,54 +152,32 @@ async fn not_reached(
             "proxy"
         }
         DialError::Tls { .. } | DialError::NoTls { .. } => "tls",
+        DialError::Connect { to, .. } | DialError::Timeout { to, .. }
+            if to.starts_with("the proxy") =>
+        {
+            "proxy"
+        }
         _ => "connection",
     };
-    let fault = match error {
-        DialError::Tls { source, .. } => CertificateFault::of_io(source),
-        _ => None,
-    };
-    if fault != Some(CertificateFault::UnknownCa) {
+    let DialError::Tls { source, .. } = error else {
         return report.error(area, error);
-    }
-    let shown = probe.shown(url).await.unwrap_or_default();
-    let signer = shown
-        .last()
-        .map_or("somebody unknown", |top| top.issuer.as_str());
-    let leaf = shown
-        .first()
-        .map_or_else(String::new, |leaf| format!(" for {}", leaf.subject));
-    let bundle = match &config.proxy.ca_bundle {
-        Some(bundle) => format!("{} does not vouch for", bundle.display()),
-        None => "this machine does not trust".to_owned(),
     };
+    let Some(fault) = CertificateFault::of_io(source) else {
+        return report.error(area, error);
+    };
+    let shown = probe.shown(url).await.unwrap_or_default();
+    if fault != CertificateFault::UnknownCa {
+        let text = error.to_string();
+        let next = text.rsplit_once("; ").map_or("", |(_, next)| next);
+        return report.fault(area, chain::fault(fault, &shown, url.host()), next);
+    }
     report.fault(
         area,
-        format!("the certificate{leaf} is signed by {signer}, whom {bundle}"),
+        chain::unknown_ca(&shown, config.proxy.ca_bundle.as_deref()),
         "if that is a proxy of yours that opens TLS, have it let this host through, or add its CA to \
          proxy.ca_bundle (NC_CA_BUNDLE); if it is the hub's own CA, add that; if it is neither, \
          somebody is in between",
     );
-}
-
-fn certificates(shown: &[Written], config: &AgentConfig, report: &mut Report) {
-    let (Some(leaf), Some(top)) = (shown.first(), shown.last()) else {
-        return;
-    };
-    let left = seconds_left(leaf.ends);
-    let by = match &config.proxy.ca_bundle {
-        Some(bundle) => format!("trusted by {}", bundle.display()),
-        None => "trusted by this machine".to_owned(),
-    };
-    let ends = span(left);
-    let fact = format!(
-        "certificate for {}, signed by {}, {by}, ends in {ends}",
-        leaf.names.join(", "),
-        top.issuer,
-    );
-    match left < SOON {
-        true => report.warning("tls", fact, "have the hub's certificate renewed"),
-        false => report.ok("tls", fact),
-    }
 }
 
 async fn targets(config: &AgentConfig, report: &mut Report) {

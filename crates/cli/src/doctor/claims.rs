@@ -5,9 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nowconnect_agent::config::AgentConfig;
+use nowconnect_hub::auth::key::allowed_algorithm;
 use serde_json::Value;
 
 use super::report::Report;
+use super::web::LEEWAY;
 
 /// A token that ends sooner is about to be missed.
 const SOON: i64 = 600;
@@ -39,6 +41,7 @@ pub(super) fn examine(
             "have the identity provider put the claim agent_id into it",
         ),
     }
+    header(token, report);
     times(&claims, report);
     scopes(&claims, config, report);
     match (claims["cnf"]["jkt"].as_str(), thumbprint) {
@@ -63,19 +66,89 @@ pub(super) fn examine(
 }
 
 fn claims(token: &str) -> Option<Value> {
-    let mut parts = token.split('.');
-    let payload = parts.nth(1)?;
-    let (Some(_), None) = (parts.next(), parts.next()) else {
+    let (Some(_), Some(payload), Some(_), None) = parts(token) else {
         return None;
     };
-    let json = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
+    object(payload)
+}
+
+fn parts(token: &str) -> (Option<&str>, Option<&str>, Option<&str>, Option<&str>) {
+    let mut parts = token.split('.');
+    (parts.next(), parts.next(), parts.next(), parts.next())
+}
+
+fn object(part: &str) -> Option<Value> {
+    let json = URL_SAFE_NO_PAD.decode(part.trim_end_matches('=')).ok()?;
     serde_json::from_slice(&json).ok().filter(Value::is_object)
+}
+
+/// How it is signed, which the hub's keys must go with.
+fn header(token: &str, report: &mut Report) {
+    const AREA: &str = "token";
+    let header = parts(token).0.and_then(object).unwrap_or_default();
+    let algorithm = header["alg"].as_str().unwrap_or("nothing");
+    let by = match header["kid"].as_str() {
+        Some(kid) => format!("by the key {kid:?}"),
+        None => "by a key without a name (no kid)".to_owned(),
+    };
+    let fact = format!("it is signed with {algorithm}, {by}");
+    match allowed_algorithm(algorithm) {
+        Some(_) => report.ok(AREA, fact),
+        None => report.fault(
+            AREA,
+            fact,
+            "have it signed with RS*, PS*, ES256, ES384 or EdDSA: hubs take nothing else",
+        ),
+    }
+}
+
+/// What the hub, whose clock says `there`, makes of its times, where that differs from what this machine
+/// makes of them.
+pub(super) fn at_the_hub(token: &str, there: i64, report: &mut Report) {
+    const AREA: &str = "clock";
+    const NEXT: &str = "set this machine's clock (NTP); if it is right, that of the hub or of the identity provider";
+    let Some(claims) = claims(token) else { return };
+    let seconds = |name: &str| claims[name].as_f64().map(|seconds| seconds as i64);
+    let here = now();
+    if let Some(exp) = seconds("exp") {
+        let over = |clock: i64| clock.saturating_sub(exp) > LEEWAY;
+        let ago = span(there.saturating_sub(exp));
+        match (over(here), over(there)) {
+            (false, true) => {
+                let fact = format!("by the hub's clock the token expired {ago} ago");
+                report.fault(AREA, fact, NEXT);
+            }
+            (true, false) => {
+                let fact = "by the hub's clock the token has not expired: this clock is ahead";
+                report.warning(AREA, fact, NEXT);
+            }
+            _ => {}
+        }
+    }
+    for (claim, what) in [("nbf", "is not valid before"), ("iat", "was issued")] {
+        let ahead = seconds(claim).map(|time| time.saturating_sub(there));
+        let Some(ahead) = ahead.filter(|ahead| *ahead > LEEWAY) else {
+            continue;
+        };
+        let fact = format!(
+            "by the hub's clock the token {what} {} from now ({claim})",
+            span(ahead)
+        );
+        match claim {
+            "nbf" => report.fault(AREA, fact, NEXT),
+            _ => report.warning(AREA, fact, NEXT),
+        }
+    }
+}
+
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
 }
 
 fn times(claims: &Value, report: &mut Report) {
     const AREA: &str = "token";
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+    let now = now();
     let seconds = |name: &str| claims[name].as_f64().map(|seconds| seconds as i64);
     let renew = "renew it: a new token in the file is presented at once, no restart needed";
     match seconds("exp").map(|exp| exp.saturating_sub(now)) {

@@ -5,29 +5,24 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
-use nowconnect_hub::config::{HaMode, HubConfig, JwksSource};
+use nowconnect_hub::config::{HaMode, HubConfig};
 use nowconnect_hub::probe;
 use nowconnect_hub::registry::StoreConfig;
-use nowconnect_link::dial::{TcpOptions, WsUrl, dial_tcp};
+use nowconnect_link::dial::{TcpOptions, dial_tcp};
 use nowconnect_link::tls::{
-    ClientAuth, ClientFiles, Files as _, Identity, Roots, ServerFiles, TlsError, written,
+    ClientAuth, ClientFiles, Files as _, Identity, Roots, ServerFiles, TlsError,
 };
 use nowconnect_settings::Source;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 
-use super::claims::{seconds_left, span};
 use super::report::{Report, count};
-use super::{configuration, machine, web};
+use super::{chain, configuration, decisions, keys, machine, peers, web};
 
-/// A certificate that ends sooner is about to be missed, in seconds.
-const SOON: i64 = 14 * 86_400;
 /// Clocks that differ by more, in milliseconds, make epochs and proofs unreliable.
 const SKEW_MS: u64 = 2_000;
 const DIAL: Duration = Duration::from_secs(5);
 
 /// Looks at everything; `false` when the configuration cannot be used.
-pub(super) async fn examine(source: &Source, report: &mut Report) -> bool {
+pub(super) async fn examine(source: &Source, token: Option<&Path>, report: &mut Report) -> bool {
     let loaded = configuration(HubConfig::inspect(source), report, |config: &HubConfig| {
         let listeners = count(config.listeners.len(), "listener");
         let peers = count(config.ha.mesh.peers.len(), "peer");
@@ -37,12 +32,15 @@ pub(super) async fn examine(source: &Source, report: &mut Report) -> bool {
     let config = &loaded.config;
     ports(config, report).await;
     certificates(config, report);
-    keys(config, report).await;
+    keys::examine(config, report).await;
+    if let Some(token) = token {
+        keys::judge(token, config, report).await;
+    }
     if config.ha.mode != HaMode::Off {
         registry(config, report).await;
-        mesh(config, report).await;
+        peers::examine(config, report).await;
     }
-    decision_point(config, report).await;
+    decisions::examine(config, report).await;
     machine::examine(config, report);
     true
 }
@@ -158,50 +156,8 @@ fn certificate(what: &str, file: &Path, loaded: Result<(), TlsError>, report: &m
     if let Err(error) = loaded {
         return report.error(AREA, format!("{what}: {error}"));
     }
-    let leaf = CertificateDer::from_pem_file(file).ok();
-    let Some(leaf) = leaf.and_then(|leaf| written(&leaf).ok()) else {
-        return;
-    };
-    let left = seconds_left(leaf.ends);
-    let fact = format!(
-        "{what}: for {}, signed by {}, ends in {}; the key matches",
-        leaf.names.join(", "),
-        leaf.issuer,
-        span(left),
-    );
-    match left < SOON {
-        true => report.warning(
-            AREA,
-            fact,
-            "renew it; the hub takes the new files by itself",
-        ),
-        false => report.ok(AREA, fact),
-    }
-}
-
-async fn keys(config: &HubConfig, report: &mut Report) {
-    const AREA: &str = "token keys";
-    let place = match &config.security.jwks {
-        Some(JwksSource::Url(url)) => url.to_string(),
-        Some(JwksSource::File(path)) => path.display().to_string(),
-        None => {
-            let next = "set security.jwks_url (NOWCONNECT_JWKS_URL)";
-            return report.fault(AREA, "there are none: every agent is refused", next);
-        }
-    };
-    match probe::keys(&config.security).await {
-        Ok(status) => match status.problem {
-            Some(problem) => report.fault(
-                AREA,
-                format!("{place}: {problem}"),
-                "check security.jwks_url, the way there, and security.jwks_ca for a private CA",
-            ),
-            None => report.ok(
-                AREA,
-                format!("{place}: {}", count(status.keys, "usable key")),
-            ),
-        },
-        Err(error) => report.error(AREA, format!("security.jwks_ca: {error}")),
+    if let Some(chain) = chain::read(file) {
+        chain::told(AREA, what, &chain, report);
     }
 }
 
@@ -245,67 +201,5 @@ async fn registry(config: &HubConfig, report: &mut Report) {
             format!("of no use to a hub: {error}"),
             "the ACL user needs the keys and the channel of docs/ha.md, and the server must be the master",
         ),
-    }
-}
-
-async fn mesh(config: &HubConfig, report: &mut Report) {
-    const AREA: &str = "peer";
-    for url in &config.ha.mesh.peers {
-        if let Ok(parsed) = WsUrl::try_from(url.clone())
-            && !web::resolve(parsed.host(), parsed.port(), report).await
-        {
-            continue;
-        }
-        match probe::mesh(config, url).await {
-            Ok(sealed) => {
-                let how = match (sealed, config.ha.mesh.require_mtls) {
-                    (true, _) => "both have proven who they are, inside the WebSocket",
-                    (false, true) => "both have proven who they are",
-                    (false, false) => {
-                        "it answers; nobody has to prove anything (require_mtls: false)"
-                    }
-                };
-                report.ok(AREA, format!("{url}: {how}"));
-            }
-            Err(error) if error.contains("certificate") => report.fault(
-                AREA,
-                format!("{url}: {error}"),
-                "both hubs need certificates of one mesh CA in ha.mesh.tls, each for the host by \
-                 which the other dials it (nowconnect certs issue)",
-            ),
-            Err(error) => report.error(AREA, format!("{url}: {error}")),
-        }
-    }
-}
-
-async fn decision_point(config: &HubConfig, report: &mut Report) {
-    const AREA: &str = "pdp";
-    let Some(pdp) = &config.pdp else { return };
-    let usual = if pdp.url.scheme_str() == Some("https") {
-        443
-    } else {
-        80
-    };
-    let (host, port) = (
-        pdp.url.host().unwrap_or_default(),
-        pdp.url.port_u16().unwrap_or(usual),
-    );
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    match dial_tcp(host, port, DIAL, TcpOptions::default()).await {
-        Ok(_) => report.ok(
-            AREA,
-            format!(
-                "{} can be reached; nowconnect policy explain asks it",
-                pdp.url
-            ),
-        ),
-        Err(error) => {
-            report.error(AREA, error);
-            let open = if pdp.fail_open { "let in" } else { "refused" };
-            report.ok(
-                AREA,
-                format!("while it is away, clients are {open} (pdp.fail_open)"),
-            );
-        }
     }
 }

@@ -5,6 +5,7 @@ use std::io::Write as _;
 
 use serde_json::{Value, json};
 
+pub(super) use crate::cells::count;
 use crate::screen::Screen;
 
 /// Columns of the result and of what it is about.
@@ -106,12 +107,6 @@ impl Report {
         stdout.flush()?;
         Ok(self.faults)
     }
-}
-
-/// `1 hub`, `2 hubs`.
-pub(super) fn count(number: usize, word: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {word}{plural}")
 }
 
 /// Lines of at most `width` columns, all but the first behind `indent` spaces. Longer words stay whole,

@@ -3,15 +3,19 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, Uri, header};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
+use nowconnect_hub::probe::WebError;
 use nowconnect_link::dial::WsUrl;
 use nowconnect_link::stream::Stream;
+use nowconnect_link::tls::CertificateFault;
+use nowconnect_settings::mask_url;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::claims::span;
 use super::report::Report;
 
 /// For a name, and for an answer.
@@ -19,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A clock that is off by more is told of.
 const SKEW: i64 = 5;
 /// Hubs allow tokens this much, in seconds.
-const LEEWAY: i64 = 30;
+pub(super) const LEEWAY: i64 = 30;
 
 /// Resolves `host` and tells its addresses; `false` when it has none.
 pub(super) async fn resolve(host: &str, port: u16, report: &mut Report) -> bool {
@@ -52,26 +56,84 @@ pub(super) async fn resolve(host: &str, port: u16, report: &mut Report) -> bool 
     }
 }
 
-/// Compares this machine's clock with that of whatever answers at the other end of `stream`.
-pub(super) async fn clock(stream: Stream, url: &WsUrl, report: &mut Report) {
-    let Ok(Some(date)) = timeout(PATIENCE, date(stream, url)).await else {
-        return report.ok("clock", "the hub does not tell its time");
-    };
+/// Compares this machine's clock with that of `who`, whatever answers at the other end of `stream`;
+/// returns the time there, in seconds since 1970.
+pub(super) async fn clock(
+    stream: Stream,
+    url: &WsUrl,
+    who: &str,
+    report: &mut Report,
+) -> Option<i64> {
+    match timeout(PATIENCE, date(stream, url)).await {
+        Ok(Some(date)) => compare_clocks(&date, who, report),
+        _ => {
+            report.ok("clock", format!("{who} does not tell its time"));
+            None
+        }
+    }
+}
+
+/// Compares this machine's clock with a `Date` of `who` that has just come; returns the latter.
+pub(super) fn compare_clocks(date: &HeaderValue, who: &str, report: &mut Report) -> Option<i64> {
+    let date = imf_fixdate(date)?;
     let ours = SystemTime::now().duration_since(UNIX_EPOCH);
     let ours = ours.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
     let (ahead, word) = match ours - date {
         off if off < 0 => (-off, "behind"),
         off => (off, "ahead of"),
     };
-    let fact = format!("this machine is {ahead} s {word} the hub");
+    let fact = format!("this machine is {} {word} {who}", span(ahead));
     let next = "set the clock (NTP): tokens are judged by it, within 30 s";
     match ahead {
         ..=SKEW => report.ok(
             "clock",
-            format!("this machine and the hub agree within {SKEW} s"),
+            format!("this machine and {who} agree within {SKEW} s"),
         ),
         _ if ahead <= LEEWAY => report.warning("clock", fact, next),
         _ => report.fault("clock", fact, next),
+    }
+    Some(date)
+}
+
+/// A URL without its password.
+pub(super) fn shown(url: &Uri) -> String {
+    mask_url(&url.to_string())
+}
+
+/// What to do about the server at the URL of `key`, whose private CA would be in `ca`.
+pub(super) fn next(error: &WebError, key: &str, ca: &str) -> String {
+    match error {
+        WebError::Timeout(_) => {
+            format!("it is overloaded, or {key} leads to what does not speak HTTP")
+        }
+        WebError::Connect(_) => {
+            format!(
+                "check host and port of {key}, that it runs, and firewalls; no proxy is used for it"
+            )
+        }
+        WebError::Tls(Some(CertificateFault::UnknownCa), _) => {
+            format!("if it has a certificate of a private CA, put that CA into {ca}")
+        }
+        WebError::Tls(Some(CertificateFault::WrongName), _) => {
+            format!("use a host name in {key} that its certificate is for")
+        }
+        WebError::Tls(Some(CertificateFault::Expired | CertificateFault::NotYetValid), _) => {
+            "have its certificate renewed, or correct this machine's clock".into()
+        }
+        WebError::Tls(Some(_), _) => "it needs another certificate".into(),
+        WebError::Tls(None, _) => {
+            format!("does it speak TLS on that port? Check the scheme and port of {key}")
+        }
+        WebError::Lost(_) | WebError::Body(_) => {
+            format!("check scheme and port of {key}, and its log")
+        }
+        WebError::Status(401 | 403) => {
+            format!("it does not let this hub in: {key} must be open to it")
+        }
+        WebError::Status(404 | 405 | 410) => format!("correct the path of {key}"),
+        WebError::Status(_) => "it is in trouble itself: see its log".into(),
+        WebError::Redirect(_) => format!("put the address that it redirects to into {key}"),
+        WebError::TooLarge(_) => format!("does {key} lead to the right document?"),
     }
 }
 
@@ -89,8 +151,8 @@ pub(super) async fn answers_http(mut socket: TcpStream) -> bool {
     matches!(timeout(PATIENCE, ask).await, Ok(Ok(true)))
 }
 
-/// `Date` of the answer to a harmless question, in seconds since 1970.
-async fn date(stream: Stream, url: &WsUrl) -> Option<i64> {
+/// `Date` of the answer to a harmless question.
+async fn date(stream: Stream, url: &WsUrl) -> Option<HeaderValue> {
     let request = Request::get("/healthz")
         .header(header::HOST, url.authority())
         .header(header::CONNECTION, "close")
@@ -108,7 +170,7 @@ async fn date(stream: Stream, url: &WsUrl) -> Option<i64> {
         _ = connection => answer.await,
     };
     let answer = answer.ok()?;
-    answer.headers().get(header::DATE).and_then(imf_fixdate)
+    answer.headers().get(header::DATE).cloned()
 }
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 section 5.6.7).

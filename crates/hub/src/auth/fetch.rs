@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL};
-use http::{HeaderMap, Request, Uri};
+use http::header::{ACCEPT, CACHE_CONTROL, DATE};
+use http::{HeaderMap, HeaderValue, Request, Uri};
 use http_body_util::Full;
 
 use crate::config::JwksSource;
@@ -20,13 +20,17 @@ pub(super) const MAX_DOCUMENT_BYTES: usize = 256 * 1024;
 pub(crate) struct Fetched {
     pub(crate) body: Bytes,
     pub(crate) max_age: Option<Duration>,
+    /// The server's clock, as it says it.
+    pub(crate) date: Option<HeaderValue>,
 }
 
 /// Why there is no document.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum FetchError {
+pub enum FetchError {
+    /// Of a server.
     #[error(transparent)]
     Web(#[from] WebError),
+    /// In a file.
     #[error("cannot read the file: {0}")]
     File(#[from] std::io::Error),
 }
@@ -69,12 +73,17 @@ impl Fetcher {
         *request.uri_mut() = uri.clone();
         request.headers_mut().insert(
             ACCEPT,
-            http::HeaderValue::from_static("application/jwk-set+json, application/json"),
+            HeaderValue::from_static("application/jwk-set+json, application/json"),
         );
         let response = self.client.send(request, MAX_DOCUMENT_BYTES).await?;
         let max_age = max_age(response.headers());
+        let date = response.headers().get(DATE).cloned();
         let body = response.into_body();
-        Ok(Fetched { body, max_age })
+        Ok(Fetched {
+            body,
+            max_age,
+            date,
+        })
     }
 }
 
@@ -90,6 +99,7 @@ async fn read_file(path: PathBuf) -> Result<Fetched, FetchError> {
         Ok(Fetched {
             body: body.into(),
             max_age: None,
+            date: None,
         })
     };
     // A file may lie on a network file system: not on a runtime thread.

@@ -114,6 +114,16 @@ impl VerifyKey {
         &self.id
     }
 
+    /// What tokens call it.
+    pub fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
+    }
+
+    /// The algorithms that it may verify, by their JOSE names.
+    pub fn algorithms(&self) -> impl Iterator<Item = String> {
+        self.algorithms.iter().map(|one| format!("{one:?}"))
+    }
+
     /// Whether a token could mean either of the two.
     fn is_called_like(&self, other: &Self) -> bool {
         self.kid == other.kid && (self.kid.is_some() || self.id == other.id)
@@ -138,6 +148,28 @@ fn brief(what: &str, error: &serde_json::Error) -> String {
         "{what}: {}",
         error.to_string().chars().take(120).collect::<String>()
     )
+}
+
+/// What stands where a JWKS document should, if it is one of the usual mistakes.
+fn mistaken(document: &[u8], error: &serde_json::Error) -> String {
+    if document.trim_ascii_start().starts_with(b"<") {
+        return "this is HTML, a page for people".into();
+    }
+    #[derive(Deserialize)]
+    struct Discovery {
+        jwks_uri: String,
+    }
+    match object(document) {
+        Ok(Discovery { jwks_uri }) => format!(
+            "this is the provider's discovery document; its keys are at its jwks_uri, {}",
+            jwks_uri
+                .chars()
+                .take(200)
+                .collect::<String>()
+                .escape_debug()
+        ),
+        Err(_) => brief("JSON", error),
+    }
 }
 
 /// The algorithms that fit the type and size of a key.
@@ -226,7 +258,7 @@ impl KeySet {
             keys: Vec<Value>,
         }
         let Document { keys: members } =
-            object(document).map_err(|e| KeySetError::NotJwks(brief("JSON", &e)))?;
+            object(document).map_err(|e| KeySetError::NotJwks(mistaken(document, &e)))?;
         if members.len() > MAX_KEYS {
             return Err(KeySetError::TooMany(members.len()));
         }
@@ -266,6 +298,11 @@ impl KeySet {
     /// Whether the key with this [`VerifyKey::id`] is still in the set.
     pub fn holds(&self, id: &str) -> bool {
         self.keys.iter().any(|key| key.id == id)
+    }
+
+    /// The keys, in the order of the document.
+    pub fn keys(&self) -> &[Arc<VerifyKey>] {
+        &self.keys
     }
 
     /// How many keys it has: 1 to [`MAX_KEYS`].

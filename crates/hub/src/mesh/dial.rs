@@ -7,8 +7,7 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
-use http::Uri;
-use nowconnect_link::dial::{Dialer, ProxyRules, TcpOptions, WsUrl, WsUrlError};
+use nowconnect_link::dial::{Dialer, ProxyRules, TcpOptions, WsUrl};
 use nowconnect_link::session::Carrier;
 use nowconnect_link::stream::{Stream, TLS_WRITES, WsBytes};
 use nowconnect_link::upgrade::{self, ClientRequest, Upgraded};
@@ -18,7 +17,6 @@ use nowconnect_proto::Reason;
 use nowconnect_proto::hello::Body;
 use nowconnect_proto::mesh_hello::MeshHello;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -27,14 +25,11 @@ use super::failure::Failure;
 use super::proof::Shown;
 use super::terms::Terms;
 use super::{GOODBYE, HANDSHAKE, PLAIN, SEALED};
-use crate::config::HubConfig;
 
 /// From the name of a peer to the end of the TLS handshake.
 const DIAL: Duration = Duration::from_secs(10);
 /// How long a link may be silent before the kernel probes it too.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// How long a peer may take to refuse our certificate.
-const VERDICT: Duration = Duration::from_secs(1);
 const USER_AGENT: &str = concat!("nowconnect-hub/", env!("CARGO_PKG_VERSION"));
 
 /// What the frames of a link travel in.
@@ -68,47 +63,12 @@ pub(super) async fn reach(
         .map_err(|_| Failure::Timeout(HANDSHAKE))?
 }
 
-/// Tries the way to the peer at `url`, as far as both have proven who they are and no further: links
-/// stay as they are. `true` when the proof went through an ingress, inside the WebSocket.
-///
-/// # Errors
-/// What is in the way, and what to do about it.
-pub async fn knock(config: &HubConfig, url: &Uri) -> Result<bool, String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let url = url
-        .clone()
-        .try_into()
-        .map_err(|error: WsUrlError| text(&error))?;
-    let terms = Terms::of(config).map_err(|error| text(&error))?;
-    let mesh = config.ha.mesh.clone();
-    let credentials = spawn_blocking(move || Credentials::load(&mesh)).await;
-    let credentials = credentials.map_err(|error| text(&error))?;
-    let credentials = credentials.map_err(|error| text(&error))?;
-    let knocked = turn_back(&url, &terms, &credentials).await;
-    knocked.map_err(|error| text(&error))
-}
-
-/// Proves both sides to each other and turns back before HELLO; whether the way is sealed.
-async fn turn_back(url: &WsUrl, terms: &Terms, credentials: &Credentials) -> Result<bool, Failure> {
-    let stream = dialer(url, terms, credentials)?.dial(url).await?;
-    let proven = prove(stream, url, terms, credentials.mutual.as_ref());
-    let proven = timeout(HANDSHAKE, proven).await;
-    let (mut way, _) = proven.map_err(|_| Failure::Timeout(HANDSHAKE))??;
-    // In TLS 1.3 the server judges our certificate after the handshake is over for us.
-    let refused = async {
-        match &mut way {
-            Way::Open(carrier) => carrier.receive().await,
-            Way::Sealed(carrier) => carrier.receive().await,
-        }
-    };
-    match timeout(VERDICT, refused).await {
-        Ok(Err(error)) => Err(error.into()),
-        Ok(Ok(_)) => Err(Failure::Unexpected("a frame before HELLO")),
-        Err(_) => Ok(matches!(way, Way::Sealed(_))),
-    }
-}
-
-fn dialer(url: &WsUrl, terms: &Terms, credentials: &Credentials) -> Result<Dialer, Failure> {
+/// How the peer of `url` is dialed.
+pub(super) fn dialer(
+    url: &WsUrl,
+    terms: &Terms,
+    credentials: &Credentials,
+) -> Result<Dialer, Failure> {
     Ok(Dialer {
         tls: match (&credentials.outer, url.is_tls()) {
             (Some(tls), true) => Some(tls.current()),
@@ -143,20 +103,14 @@ async fn introduce(
 }
 
 /// Upgrades, and has the peer prove who it is if it must; we have proven who we are then.
-async fn prove(
+pub(super) async fn prove(
     stream: Stream,
     url: &WsUrl,
     terms: &Terms,
     mutual: Option<&Mutual>,
 ) -> Result<(Way, Option<Shown>), Failure> {
     let outer = stream.peer_certificates().map(Shown::from);
-    let request = ClientRequest {
-        uri: url.uri(),
-        protocols: acceptable(&stream, url, terms, mutual),
-        bearer: None,
-        user_agent: USER_AGENT,
-        headers: http::HeaderMap::new(),
-    };
+    let request = request(url, acceptable(&stream, url, terms, mutual));
     let upgraded = upgrade::connect(stream, &request).await?;
     match (upgraded.protocol, mutual) {
         (Some(PLAIN), _) => {
@@ -177,6 +131,17 @@ async fn prove(
             Ok((Way::Sealed(Box::new(carrier)), inner))
         }
         _ => Err(Failure::NoProtocol),
+    }
+}
+
+/// How it is asked for the upgrade.
+pub(super) fn request<'a>(url: &'a WsUrl, protocols: &'a [&'static str]) -> ClientRequest<'a> {
+    ClientRequest {
+        uri: url.uri(),
+        protocols,
+        bearer: None,
+        user_agent: USER_AGENT,
+        headers: http::HeaderMap::new(),
     }
 }
 

@@ -135,7 +135,7 @@ fn refusal(reason: Reason) -> String {
     format!("it refused: {reason}; {hint}")
 }
 
-fn upgrade_io(error: &UpgradeError) -> Option<&io::Error> {
+pub(super) fn upgrade_io(error: &UpgradeError) -> Option<&io::Error> {
     match error {
         UpgradeError::Io(error) | UpgradeError::Reply(ReplyError::Io(error)) => Some(error),
         _ => None,

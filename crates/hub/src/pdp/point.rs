@@ -41,6 +41,17 @@ pub(super) struct Rules {
     pub(super) audience: String,
 }
 
+/// Why there is no decision.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// No answer.
+    #[error(transparent)]
+    Web(#[from] WebError),
+    /// An answer that is no decision.
+    #[error("{0}")]
+    Answer(String),
+}
+
 /// One request and its answer.
 #[derive(Debug)]
 pub(super) struct Exchange {
@@ -173,16 +184,13 @@ impl Point {
     /// Asks, within the deadline, whatever is remembered.
     pub(super) async fn exchange(&self, question: &Question) -> Exchange {
         let (begun, request_id) = (Instant::now(), Uuid::new_v4());
-        let deadline = self.rules.config.timeout;
         let mut answer = Value::Null;
-        let asking = self.ask(question, request_id, &mut answer);
-        let asked = timeout(deadline, asking).await;
-        let asked = asked.unwrap_or_else(|_| Err(WebError::Timeout(deadline).to_string()));
+        let asked = self.ask(question, request_id, &mut answer).await;
         let cap = self.rules.config.cache_ttl;
         let (verdict, ttl) = match asked {
             Ok(it) if it.allowed => (Verdict::Allow, it.ttl.map_or(cap, |ttl| ttl.min(cap))),
             Ok(_) => (Verdict::Deny, Duration::ZERO),
-            Err(error) => (Verdict::Failed(error.into()), Duration::ZERO),
+            Err(error) => (Verdict::Failed(error.to_string().into()), Duration::ZERO),
         };
         Exchange {
             verdict,
@@ -193,14 +201,27 @@ impl Point {
         }
     }
 
-    async fn ask(
+    /// The answer, within the deadline; `shown` is what was answered, where it is small JSON.
+    pub(super) async fn ask(
         &self,
         question: &Question,
         request_id: Uuid,
         shown: &mut Value,
-    ) -> Result<wire::Answer, String> {
+    ) -> Result<wire::Answer, AskError> {
+        let deadline = self.rules.config.timeout;
+        let asking = self.ask_at_leisure(question, request_id, shown);
+        let asked = timeout(deadline, asking).await;
+        asked.unwrap_or_else(|_| Err(WebError::Timeout(deadline).into()))
+    }
+
+    async fn ask_at_leisure(
+        &self,
+        question: &Question,
+        request_id: Uuid,
+        shown: &mut Value,
+    ) -> Result<wire::Answer, AskError> {
         let place = self.desk(question).place().await;
-        let _place = place.map_err(|error| error.to_string())?;
+        let _place = place.map_err(|error| AskError::Answer(error.to_string()))?;
         let send = || {
             let request = self.request(question, request_id);
             self.client.send(request, MAX_ANSWER_BYTES)
@@ -210,11 +231,11 @@ impl Point {
             Err(WebError::Lost(_)) => send().await,
             response => response,
         };
-        let response = response.map_err(|error| error.to_string())?;
+        let response = response?;
         if response.body().len() <= MAX_SHOWN_BYTES {
             *shown = serde_json::from_slice(response.body()).unwrap_or_default();
         }
-        wire::answer(self.format(), response.headers(), response.body())
+        wire::answer(self.format(), response.headers(), response.body()).map_err(AskError::Answer)
     }
 
     fn request(&self, question: &Question, request_id: Uuid) -> Request<Full<Bytes>> {
@@ -241,7 +262,7 @@ impl Point {
         self.rules.config.format
     }
 
-    fn question(&self, question: &Question) -> Value {
+    pub(super) fn question(&self, question: &Question) -> Value {
         wire::question(self.format(), &self.hub, &self.rules.audience, question)
     }
 

@@ -58,9 +58,8 @@ pub enum DialError {
     },
     /// The proxy says no.
     #[error(
-        "the proxy {proxy} refused to connect to {to}: {status}{}; ask its operator to allow this \
-         host and port, or list the host in NO_PROXY if it can be reached directly",
-        in_brackets(.body)
+        "the proxy {proxy} refused to connect to {to}: {status}{}; {}",
+        in_brackets(.body), proxy_hint(*.status)
     )]
     ProxyRefused {
         /// `host:port` of the proxy.
@@ -171,6 +170,22 @@ fn in_brackets(body: &str) -> String {
         String::new()
     } else {
         format!(" ({body})")
+    }
+}
+
+fn proxy_hint(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        400 | 404 | 405 | 501 => {
+            "that is no proxy for CONNECT, or not its port: check the proxy's URL"
+        }
+        502..=504 => {
+            "the proxy cannot reach the host itself: check the host's name, which the proxy \
+             resolves, and ask its operator"
+        }
+        _ => {
+            "ask its operator to allow this host and port, or list the host in NO_PROXY if it can be \
+             reached directly"
+        }
     }
 }
 

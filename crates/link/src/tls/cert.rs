@@ -26,6 +26,8 @@ pub struct Written {
     pub issuer: String,
     /// See [`names`].
     pub names: Vec<String>,
+    /// When it begins to be valid.
+    pub begins: SystemTime,
     /// See [`expiry`].
     pub ends: SystemTime,
 }
@@ -45,6 +47,7 @@ pub fn written(certificate: &CertificateDer<'_>) -> Result<Written, TlsError> {
         subject: plain(parsed.subject().to_string()),
         issuer: plain(parsed.issuer().to_string()),
         names: names(certificate)?.into_iter().map(plain).collect(),
+        begins: system_time(parsed.validity().not_before),
         ends: system_time(parsed.validity().not_after),
     })
 }

@@ -25,6 +25,16 @@ pub enum CertificateFault {
 }
 
 impl CertificateFault {
+    const ALL: [Self; 7] = [
+        Self::Missing,
+        Self::UnknownCa,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::WrongName,
+        Self::WrongUse,
+        Self::Other,
+    ];
+
     /// What `error` says about the peer's certificate; `None` when it is about something else.
     #[must_use]
     pub fn of(error: &Error) -> Option<Self> {
@@ -72,6 +82,12 @@ impl CertificateFault {
             | AlertDescription::AccessDenied => Some(Self::Other),
             _ => None,
         }
+    }
+
+    /// The fault that has this [`CertificateFault::code`].
+    #[must_use]
+    pub fn from_code(code: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|fault| fault.code() == code)
     }
 
     /// The code for logs and answers.

@@ -86,6 +86,7 @@ const cut = (text, letters) => (text.length > letters ? `${text.slice(0, letters
 const whole = new Intl.NumberFormat("en");
 
 const count = (number) => (Number.isFinite(number) ? whole.format(number) : "–");
+const counted = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 
 function decimal(number) {
   if (!Number.isFinite(number)) return "–";

@@ -45,7 +45,7 @@ function modelOf({ status, mesh, connectors, agents }) {
     if (!hub.answered) return { key: `hub ${name}`, name, level: "bad", lines: ["■ no answer", hub.reason] };
     const level = STATES[hub.status] ?? "warn";
     const sign = { ok: "●", warn: "▲", bad: "■" }[level];
-    return { key: `hub ${name}`, name, level, lines: [`${sign} ${hub.status} · ${hub.mode} · ${hub.version}`, `${count(hub.flows.total)} flows, ${count(hub.flows.forwarded)} passing`] };
+    return { key: `hub ${name}`, name, level, lines: [`${sign} ${hub.status} · ${hub.mode} · ${hub.version}`, `${counted(hub.flows.total, "flow")}, ${count(hub.flows.forwarded)} passing`] };
   });
   const known = new Set(hubs.map((hub) => hub.key));
   const pairs = new Map();
@@ -69,7 +69,7 @@ function modelOf({ status, mesh, connectors, agents }) {
   const shown = connectors.connectors.slice(0, connectors.connectors.length > MOST_CONNECTORS ? MOST_CONNECTORS - 1 : MOST_CONNECTORS);
   const ends = shown.map((one) => ({
     key: `connector ${one.name}`, name: one.name, level: one.tunnels ? "" : one.listeners ? "bad" : "",
-    lines: [one.tunnels ? `${count(one.listeners)} listeners, ${count(one.flows)} flows` : "■ no agent"],
+    lines: [one.tunnels ? `${counted(one.listeners, "listener")}, ${counted(one.flows, "flow")}` : "■ no agent"],
   }));
   const rest = connectors.connectors.length - shown.length;
   if (rest) ends.push({ key: "connector", name: `${count(rest)} more`, level: "", lines: ["see the table"] });
@@ -88,7 +88,7 @@ function agentsOf(told, status) {
 
 function single(model, listed, known) {
   model.grouped = false;
-  model.agents = listed.map((agent) => ({ key: `agent ${agent.agent_id}`, name: agent.agent_id, level: "", lines: [`${count(agent.flows)} flows, ${agent.tunnels.length} ${agent.tunnels.length === 1 ? "tunnel" : "tunnels"}`] }));
+  model.agents = listed.map((agent) => ({ key: `agent ${agent.agent_id}`, name: agent.agent_id, level: "", lines: [`${counted(agent.flows, "flow")}, ${counted(agent.tunnels.length, "tunnel")}`] }));
   const ends = new Set(model.connectors.map((one) => one.key));
   for (const agent of listed) {
     const key = `agent ${agent.agent_id}`;
@@ -106,7 +106,7 @@ function grouped(model, status, shown) {
   model.agents = [];
   for (const hub of status.hubs.filter((one) => one.answered && one.agents.tunnels > 0)) {
     const key = `group ${hub.hub}`;
-    model.agents.push({ key, name: `${count(hub.agents.total)} agents`, level: "", lines: [`${count(hub.agents.tunnels)} tunnels`] });
+    model.agents.push({ key, name: counted(hub.agents.total, "agent"), level: "", lines: [counted(hub.agents.tunnels, "tunnel")] });
     model.edges.push({ from: `hub ${hub.hub}`, to: key, level: "ok" });
     for (const one of shown) {
       const own = one.hubs.find((part) => part.hub === hub.hub);

@@ -204,7 +204,7 @@ function showTiles({ status, mesh, samples: all }, silent) {
     ["Opens", `${decimal(last.opens_per_sec)} /s`, `p95 ${ms(last.open_p95_ms ?? NaN)}`],
     ["To agents", `${bytes(last.bytes_c2a_per_sec)}/s`, "from clients"],
     ["To clients", `${bytes(last.bytes_a2c_per_sec)}/s`, "from agents"],
-    ["Agents", count(agents.total), `${count(agents.tunnels)} tunnels`],
+    ["Agents", count(agents.total), counted(agents.tunnels, "tunnel")],
     ["Hubs", `${status.hubs.length - silent} of ${status.hubs.length}`, silent ? `${silent} without an answer` : "all answer"],
     ["Mode", modes || "–", `registry ${registries || "unknown"}`],
   ];

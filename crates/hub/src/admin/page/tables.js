@@ -144,7 +144,7 @@ function showAgents(told, status) {
       ];
     },
   });
-  return `, ${count(told.agents.length)} agents`;
+  return `, ${counted(told.agents.length, "agent")}`;
 }
 
 const flows = table("flows", "Flows", [
@@ -161,7 +161,7 @@ function showFlows(told, filter) {
       bytes(flow.bytes_c2a), bytes(flow.bytes_a2c), span(flow.duration_ms / 1000), span(flow.idle_ms / 1000), bytes(flow.held_bytes),
     ],
   });
-  return `, ${count(told.flows.length)} flows`;
+  return `, ${counted(told.flows.length, "flow")}`;
 }
 
 const events = table("events", "Events", [["Time"], ["Hub"], ["Level"], ["Event"], ["Fields", "wide"]]);
