@@ -59,6 +59,10 @@ pub async fn read(path: &Path) -> Result<Token, TokenError> {
 
 /// One byte more than a token and its last line ends may have tells that it is none.
 fn read_bounded(path: &Path) -> io::Result<String> {
+    if !std::fs::metadata(path)?.is_file() {
+        // Whoever opens a pipe may wait for ever.
+        return Err(io::Error::other("it is no file"));
+    }
     let mut text = Vec::new();
     let file = std::fs::File::open(path)?;
     file.take(MAX_TOKEN as u64 + 3).read_to_end(&mut text)?;
@@ -104,6 +108,8 @@ mod tests {
             );
             assert!(!error.contains("two words"), "{error}");
         }
+        let error = read(Path::new("/dev/zero")).await.unwrap_err().to_string();
+        assert!(error.contains("no file"), "{error}");
         let error = read(Path::new("/nonexistent/token"))
             .await
             .unwrap_err()

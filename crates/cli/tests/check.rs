@@ -9,8 +9,8 @@ use std::process::Command;
 
 const HUB: &str = "
 listeners: [{ name: l1, bind: '0.0.0.0:389', connector: ldap }]
-security: { jwks_url: 'https://idp/jwks' }
-ha: { replica_id: a, redis_url: 'redis://:hunter2@redis' }
+security: { jwks_url: 'https://idp/jwks', allow_cidrs: ['10.0.0.0/8'] }
+ha: { replica_id: a, redis_url: 'rediss://:hunter2@redis' }
 ";
 const AGENT: &str = "
 tunnel: { url: 'wss://hub/tunnel', agent_id: a, exported_connectors: [ldap], auth: { token_file: /nope.jwt } }
@@ -68,6 +68,38 @@ fn a_good_file_is_ok() {
     let missing = "f.yaml:2:98: warning: tunnel.auth.token_file: there is no file /nope.jwt \
         (put the file there, or correct the name)\n";
     assert_eq!(err, missing);
+}
+
+#[test]
+fn what_is_open_to_everybody_is_warned_of() {
+    let open = HUB.replace(", allow_cidrs: ['10.0.0.0/8']", "");
+    let (code, _, err) = check(&open.replace("rediss:", "redis:"), &[], &[]);
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        err.contains("security.allow_cidrs: empty, so whoever reaches l1"),
+        "{err}"
+    );
+    assert!(
+        err.contains("use rediss://") && !err.contains("hunter2"),
+        "{err}"
+    );
+    for meant in [
+        open.replace(
+            "https://idp/jwks'",
+            "https://idp/jwks', allow_cidrs: ['0.0.0.0/0']",
+        ),
+        open.replace("ldap }", "ldap, allow_cidrs: ['0.0.0.0/0'] }"),
+        open.replace("0.0.0.0:389", "127.0.0.1:389"),
+    ] {
+        let (code, _, err) = check(&meant, &[], &[]);
+        assert_eq!((code, err.as_str()), (0, ""), "{meant}");
+    }
+    let metadata = AGENT.replace("dc1", "169.254.169.254");
+    let (code, _, err) = check(&metadata, &[], &[]);
+    assert!(
+        code == 0 && err.contains("targets.ldap.host: a link-local address"),
+        "{err}"
+    );
 }
 
 #[test]
@@ -134,7 +166,7 @@ fn what_is_printed_is_in_effect_and_can_be_used_again() {
         "{printed}"
     );
     assert!(
-        printed.contains("'redis://:***@redis'") && !printed.contains("hunter2"),
+        printed.contains("'rediss://:***@redis'") && !printed.contains("hunter2"),
         "{printed}"
     );
     let (code, again, _) = check(&printed, &["--print"], &[]);

@@ -150,7 +150,12 @@ impl Surface {
     fn measurements(&self, request: &Request<Incoming>) -> Answer {
         let accept = request.headers().get(http::header::ACCEPT);
         let format = Format::negotiate(accept.and_then(|value| value.to_str().ok()));
-        match self.metrics.render(format) {
+        let text = match &self.tunnels {
+            // Anybody reaches this port.
+            Some(_) => self.metrics.render_shared(format),
+            None => self.metrics.render(format).map(Into::into),
+        };
+        match text {
             Ok(text) => answer::body(StatusCode::OK, format.content_type(), text),
             Err(_) => answer::closing(StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }

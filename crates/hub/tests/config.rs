@@ -356,11 +356,12 @@ fn what_deserves_a_look_is_a_warning() {
             "listeners: [{ name: a, bind: '1.2.3.4:1', connector: c }]\nsecurity: { jwks_url: 'http://idp/jwks' }",
             &[],
             &[
+                "F:2:1: warning: security.allow_cidrs: empty, so whoever reaches a is let in (list the networks of the clients, or 0.0.0.0/0 and ::/0 if that is meant)",
                 "F:2:23: warning: security.jwks_url: whoever is on the path can replace these keys (use https://)",
             ],
         ),
         (
-            "listeners: [{ name: a, bind: '1.2.3.4:1', connector: c }]\nsecurity: { jwks_url: 'http://127.0.0.1/jwks' }",
+            "listeners: [{ name: a, bind: '1.2.3.4:1', connector: c, allow_cidrs: [10.0.0.0/8] }]\nsecurity: { jwks_url: 'http://127.0.0.1/jwks' }",
             &[],
             &[],
         ),

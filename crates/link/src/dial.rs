@@ -25,7 +25,7 @@ pub use error::{DialError, Stage};
 pub use kind::DialErrorKind;
 pub use proxy::{Proxy, ProxyUrlError};
 pub use rules::ProxyRules;
-pub use tcp::{TcpOptions, dial_tcp};
+pub use tcp::{TcpOptions, dial_tcp, is_link_local};
 pub use url::{WsUrl, WsUrlError};
 
 /// How to reach WebSocket servers.

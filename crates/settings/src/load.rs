@@ -40,21 +40,27 @@ impl<T> Loaded<T> {
         files
     }
 
-    /// One problem for each file that is needed and cannot be opened.
+    /// One problem for each file that is needed and cannot be opened, or is something else: whoever
+    /// opens a pipe may wait for ever.
     pub fn missing_files(&self) -> Vec<Problem> {
         let missing = |named: &Named| {
-            let path = &named.path;
-            let error = std::fs::File::open(path).err()?;
-            let message = match error.kind() {
-                std::io::ErrorKind::NotFound => format!("there is no file {}", path.display()),
-                _ => format!("{} cannot be opened: {error}", path.display()),
+            let shown = named.path.display();
+            let message = match std::fs::metadata(&named.path) {
+                Ok(found) if !found.is_file() => format!("{shown} is no file"),
+                _ if !named.needed => return None,
+                _ => {
+                    let error = std::fs::File::open(&named.path).err()?;
+                    match error.kind() {
+                        std::io::ErrorKind::NotFound => format!("there is no file {shown}"),
+                        _ => format!("{shown} cannot be opened: {error}"),
+                    }
+                }
             };
             let place = named.place.clone();
             let place = place.hint("put the file there, or correct the name");
             Some(Problem { message, ..place })
         };
-        let needed = self.named.iter().filter(|named| named.needed);
-        needed.filter_map(missing).collect()
+        self.named.iter().filter_map(missing).collect()
     }
 
     /// One problem for each file that every user of this machine can touch and should not, see

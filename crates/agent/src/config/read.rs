@@ -216,6 +216,10 @@ fn target(name: &str, t: &mut Table<'_>) -> Option<Target> {
         .field("host")
         .check("a host name or IP address", |h: &String| is_host(h));
     let host = host.required();
+    if host.as_deref().is_some_and(is_link_local) {
+        let message = "a link-local address, where clouds serve the credentials of the machine";
+        t.warning("host", message, "no service for clients is there");
+    }
     let port = t.field("port").range(1..=u16::MAX).required();
     let proxy_protocol = t.field("proxy_protocol").or(ProxyProtocol::Off);
     if !name.is_empty() && !is_name(name) {
@@ -226,6 +230,11 @@ fn target(name: &str, t: &mut Table<'_>) -> Option<Target> {
         port: port?,
         proxy_protocol,
     })
+}
+
+fn is_link_local(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse();
+    address.is_ok_and(nowconnect_link::dial::is_link_local)
 }
 
 /// Compares the exported connectors with the names of targets.

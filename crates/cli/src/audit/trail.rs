@@ -64,13 +64,18 @@ impl Trail {
         };
         let (mut options, at) = private(path);
         let file = options.append(true).open(at)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::other(
+                "it is a pipe or a device: nothing can be proven of what is not kept",
+            ));
+        }
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             let message = "another process appends to it; give each hub a file of its own";
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
         }
         let (mut options, at) = private(&head_path(path));
         let head_file = options.write(true).truncate(false).open(at)?;
-        let metadata = file.metadata()?;
         let (last, torn) = read_tail(&file)?;
         let noted = known.or_else(|| read_head(&head_file));
         Ok(Self {

@@ -7,7 +7,8 @@ use anyhow::{Result, ensure};
 use nowconnect_testkit::pattern::Pattern;
 use nowconnect_testkit::ports::connect_from;
 use nowconnect_testkit::raw_ws::{RawWs, v2};
-use nowconnect_testkit::transfer::read_to_end;
+use nowconnect_testkit::target::Target;
+use nowconnect_testkit::transfer::{echo, read_to_end};
 use nowconnect_testkit::wait::{until, within};
 use nowconnect_testkit::{anyhow, http};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,6 +28,8 @@ cases! { "HTTP ports: tunnel, metrics, admin, agent's health";
     half_a_tls_client_hello: "the end within 5 s", "`nowconnect_protocol_errors_total{interface=\"http\",kind=\"tls_timeout\"}` +1" => half_tls();
     plain_http_on_a_tls_port: "an alert and the end", "`nowconnect_protocol_errors_total{interface=\"http\",kind=\"tls_handshake\"}` +1" => plain_on_tls();
     heavy_2000_silent_sockets: "a reset for all but 256 of one address, the end after 10 s for those; agents and clients come through meanwhile", "`nowconnect_http_refused_total{reason=\"address\"}` +1744, the descriptors are given back" => crowd();
+    a_storm_of_tls_client_hellos: "a turn for each, one at a time; flows and agents come through meanwhile", "`nowconnect_protocol_errors_total{interface=\"http\",kind=\"tls_handshake\"}` moves" => tls_storm();
+    the_metrics_asked_for_without_end: "what they were within the last second, one text for all", "no metric moves" => metrics_storm();
     writing_to_a_page: "405 `method_not_allowed`, the end", "no metric moves" => writing();
     the_admin_api_from_a_web_page: "403 `origin`, the end", "`admin_refused`" => admin(&[("Origin", "http://127.0.0.1:8766")], 403, "origin");
     the_admin_api_by_a_rebound_name: "403 `host`, the end", "`admin_refused`" => rebound();
@@ -207,6 +210,70 @@ async fn half_tls() -> Result<()> {
     hub.wait_metric(crate::scene::ERRORS, &labels, |n| n == 1.0)
         .await?;
     Ok(())
+}
+
+/// The same bytes again and again: the attacker computes nothing, the hub a key exchange and a signature.
+fn client_hello() -> Result<Vec<u8>> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let config = rustls::ClientConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let name = "localhost".try_into()?;
+    let mut client = rustls::ClientConnection::new(config.into(), name)?;
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello)?;
+    Ok(hello)
+}
+
+async fn tls_storm() -> Result<()> {
+    let (lab, hub) = tls_hub().await?;
+    let server = Target::echo().await?;
+    let (to, hello) = (hub.tunnel_addr()?, client_hello()?);
+    let mut storm = tokio::task::JoinSet::new();
+    for attacker in 1..=64 {
+        let hello = hello.clone();
+        storm.spawn(async move {
+            loop {
+                if let Ok(mut socket) = connect_from([127, 0, 0, attacker], to).await {
+                    let _ = socket.write_all(&hello).await;
+                    let _ = socket.read(&mut [0; 1]).await;
+                    let _ = socket.set_zero_linger();
+                }
+            }
+        });
+    }
+    let labels = [("interface", "http"), ("kind", "tls_handshake")];
+    hub.wait_metric(crate::scene::ERRORS, &labels, |n| n >= 200.0)
+        .await?;
+    let start = Instant::now();
+    let agent = lab.agent("site-1").target("echo", server.addr());
+    let agent = agent.url(&format!("wss://{to}/tunnel"));
+    let ca = lab.path("ca.pem").display().to_string();
+    let _agent = agent.env("NC_CA_BUNDLE", &ca).start().await?;
+    let came = start.elapsed();
+    ensure!(came < Duration::from_secs(10), "let in after {came:?}");
+    let mut client = hub.connect("echo").await?;
+    for round in 0..100 {
+        echo(&mut client, Pattern(1), round * 100, 100).await?;
+    }
+    storm.shutdown().await;
+    Ok(())
+}
+
+async fn metrics_storm() -> Result<()> {
+    let mut scene = Scene::set().await?;
+    let start = Instant::now();
+    let mut texts = std::collections::HashSet::new();
+    for _ in 0..300 {
+        let answer = http::get(scene.tunnel(), "/metrics").await?;
+        ensure!(answer.status == 200, "{}", answer.head);
+        texts.insert(answer.body);
+    }
+    let most = start.elapsed().as_secs() as usize + 2;
+    ensure!(texts.len() <= most, "{} texts, {most} at most", texts.len());
+    // Whoever runs the hub sees what is now.
+    scene.serves().await
 }
 
 async fn plain_on_tls() -> Result<()> {

@@ -43,7 +43,7 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-const GROUPS: [&Group; 11] = [
+const GROUPS: [&Group; 12] = [
     &crate::jwt::GROUP,
     &crate::upgrade::GROUP,
     &crate::ingress::GROUP,
@@ -55,6 +55,7 @@ const GROUPS: [&Group; 11] = [
     &crate::agent_side::GROUP,
     &crate::registry::GROUP,
     &crate::jwks::GROUP,
+    &crate::files::GROUP,
 ];
 
 const INTRODUCTION: &str = "\

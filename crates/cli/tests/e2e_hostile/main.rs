@@ -13,6 +13,7 @@
 mod agent_side;
 mod clients;
 mod doors;
+mod files;
 mod frames;
 mod ingress;
 mod jwks;

@@ -10,7 +10,7 @@ use nowconnect_settings::{Secret, Shown, Table, Value};
 
 use super::redis_url::Target;
 
-use super::{FapiMode, HaMode, HubConfig, JwksSource, MeshConfig, PdpConfig};
+use super::{FapiMode, HaMode, HubConfig, JwksSource, ListenerConfig, MeshConfig, PdpConfig};
 
 /// A flow that moves needs at least a small frame each way; less would starve it.
 const MIN_FLOW_MEMORY: usize = 8 * 1024;
@@ -74,6 +74,11 @@ pub(crate) fn check(root: &mut Table<'_>, config: &HubConfig) {
     if config.listeners.is_empty() {
         root.warning("listeners", "there are none, so no client can connect", "");
     }
+    if let Some(open) = open_to_all(config) {
+        let message = format!("empty, so whoever reaches {open} is let in");
+        let hint = "list the networks of the clients, or 0.0.0.0/0 and ::/0 if that is meant";
+        root.warning("security.allow_cidrs", message, hint);
+    }
     if !config.admin.bind.ip().is_loopback() && config.tunnel.tls.is_none() {
         let message = "the token of the admin API crosses the network in clear";
         root.warning(
@@ -87,11 +92,39 @@ pub(crate) fn check(root: &mut Table<'_>, config: &HubConfig) {
         let message = "not set, so this hub cannot learn which agents its peers hold";
         root.warning("ha.redis_url", message, "");
     }
+    let registry = ha.redis_url.as_ref().filter(|_| ha.mode != HaMode::Off);
+    let registry = registry.and_then(|url| Target::parse(url.expose()));
+    if registry
+        .is_some_and(|to| !to.tls && !to.nodes.iter().all(|node| is_this_machine(&node.host)))
+    {
+        let message = "whoever is on the path can read the password, and say where agents are";
+        root.warning("ha.redis_url", message, "use rediss://");
+    }
     if mesh.per_link_max_inflight_bytes < config.tunnel.max_ws_payload {
         let hint = &format!("at least {}", config.tunnel.max_ws_payload);
         let key = "ha.mesh.per_link_max_inflight_bytes";
         root.problem(key, "smaller than one frame (tunnel.max_ws_payload)", hint);
     }
+}
+
+/// The listeners that other machines may reach from any network.
+fn open_to_all(config: &HubConfig) -> Option<String> {
+    const NAMED: usize = 3;
+    let is_open = |listener: &&ListenerConfig| {
+        listener.allow_cidrs.is_empty() && !listener.bind.ip().is_loopback()
+    };
+    let all_let_in = config.security.allow_cidrs.is_empty();
+    let open: Vec<_> = config.listeners.iter().filter(is_open).collect();
+    if !all_let_in || open.is_empty() {
+        return None;
+    }
+    let names: Vec<_> = open.iter().take(NAMED).map(|one| &*one.name).collect();
+    let more = open.len().saturating_sub(NAMED);
+    let names = names.join(", ");
+    Some(match more {
+        0 => names,
+        more => format!("{names} and {more} more"),
+    })
 }
 
 /// Checks of `ha.mesh` when HA is on.
@@ -150,7 +183,10 @@ pub(crate) fn is_http(url: &Uri) -> bool {
 
 /// Whether a URL leads to this machine.
 pub(crate) fn is_local(url: &Uri) -> bool {
-    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    is_this_machine(url.host().unwrap_or_default().trim_matches(['[', ']']))
+}
+
+fn is_this_machine(host: &str) -> bool {
     let address = host.parse::<std::net::IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 
 use nowconnect_hub::config::HubConfig;
 use nowconnect_hub::hub::Hub;
+use nowconnect_hub::metrics::Format;
 use nowconnect_settings::{Env, Source};
 use nowconnect_testkit::issuer::Issuer;
 use nowconnect_testkit::metrics::Scrape;
-use nowconnect_testkit::{anyhow, http, wait};
+use nowconnect_testkit::{anyhow, wait};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -74,7 +75,9 @@ impl Rig {
     }
 
     pub(crate) async fn scrape(&self) -> Scrape {
-        Scrape::parse(&http::get(self.http(), "/metrics").await.unwrap().body).unwrap()
+        // Strangers are told what was so within the last second.
+        let metrics = self.hub.metrics().render(Format::Prometheus).unwrap();
+        Scrape::parse(&metrics).unwrap()
     }
 
     /// Waits until a series has this value.

@@ -57,7 +57,7 @@ impl TcpOptions {
 }
 
 /// Connects to a target: resolves `host` afresh, tries all its addresses, and has `timeout` for
-/// everything together.
+/// everything together. A name does not lead to link-local addresses, see [`is_link_local`].
 ///
 /// # Errors
 /// [`DialError::kind`] tells refused, timeout, dns, unreachable and local_resource apart.
@@ -68,11 +68,33 @@ pub async fn dial_tcp(
     options: TcpOptions,
 ) -> Result<TcpStream, DialError> {
     let to = authority(host, port);
-    let io = connect(host, port, &to, Deadline::after(timeout)).await?;
+    let io = connect_to(host, port, &to, Deadline::after(timeout), fit_for_target).await?;
     options
         .apply(&io)
         .map_err(|source| DialError::Socket { to, source })?;
     Ok(io)
+}
+
+/// Whether an address is of no use beyond one cable (RFC 3927, RFC 4291 section 2.5.6). Clouds serve
+/// the credentials of a machine there, so a name that comes to mean such an address is an attack.
+#[must_use]
+pub fn is_link_local(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// What a name means, without what no target has.
+fn fit_for_target(mut found: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
+    found.retain(|address| !is_link_local(address.ip()));
+    match found.is_empty() {
+        false => Ok(found),
+        true => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "it has link-local addresses alone, to which a name does not lead",
+        )),
+    }
 }
 
 /// `to` names the host in errors.
@@ -82,7 +104,21 @@ pub(super) async fn connect(
     to: &str,
     deadline: Deadline,
 ) -> Result<TcpStream, DialError> {
+    connect_to(host, port, to, deadline, Ok).await
+}
+
+async fn connect_to(
+    host: &str,
+    port: u16,
+    to: &str,
+    deadline: Deadline,
+    fit: fn(Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>>,
+) -> Result<TcpStream, DialError> {
     let found = deadline.limit(Stage::Dns, to, resolve(host, port)).await?;
+    let found = match host.parse::<IpAddr>() {
+        Ok(_) => found,
+        Err(_) => found.and_then(fit),
+    };
     let addresses = found.map_err(|source| DialError::Dns {
         to: to.to_owned(),
         source,
@@ -180,6 +216,16 @@ mod tests {
         text.iter()
             .map(|address| address.parse().unwrap())
             .collect()
+    }
+
+    #[test]
+    fn a_name_does_not_lead_to_where_credentials_of_machines_are() {
+        let mixed = &["169.254.169.254:80", "192.0.2.1:80", "[fe80::1]:80"];
+        let left = fit_for_target(addresses(mixed)).unwrap();
+        assert_eq!(left, addresses(&["192.0.2.1:80"]));
+        let mapped = &["[::ffff:169.254.169.254]:80", "[fe80::1]:80"];
+        let error = fit_for_target(addresses(mapped)).unwrap_err();
+        assert!(error.to_string().contains("link-local"), "{error}");
     }
 
     #[test]

@@ -70,6 +70,11 @@ impl<'a> HubPlan<'a> {
         })
     }
 
+    /// Where it is planned.
+    pub fn lab(&self) -> &'a Lab {
+        self.lab
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }
