@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -31,6 +31,8 @@ pub(crate) struct Trail {
     head_file: File,
     head: Head,
     torn: Option<Torn>,
+    /// It is no device, which takes what is written and may keep nothing of it.
+    keeps: bool,
 }
 
 /// Bytes behind the last record that are none.
@@ -65,10 +67,8 @@ impl Trail {
         let (mut options, at) = private(path);
         let file = options.append(true).open(at)?;
         let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::other(
-                "it is a pipe or a device: nothing can be proven of what is not kept",
-            ));
+        if metadata.file_type().is_fifo() {
+            return Err(io::Error::other("it is a pipe, which keeps nothing"));
         }
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             let message = "another process appends to it; give each hub a file of its own";
@@ -85,6 +85,7 @@ impl Trail {
             head_file,
             head: later(noted, last).unwrap_or(Head::START),
             torn,
+            keeps: metadata.is_file(),
         })
     }
 
@@ -119,7 +120,7 @@ impl Trail {
         });
         let all = repair.iter().chain(drafts);
         all.for_each(|draft| draft.write(&mut out, &mut head, seal));
-        if let Err(error) = self.file.write_all(&out) {
+        if let Err(error) = self.write_all(&out) {
             let written = self.take_back(before);
             let repairs = usize::from(written > 0 && repair.is_some());
             let written = written - repairs;
@@ -130,6 +131,12 @@ impl Trail {
         // Without it the file itself still tells; it matters when that one was moved.
         let _ = write_head(&self.head_file, head);
         Ok(())
+    }
+
+    fn write_all(&mut self, records: &[u8]) -> io::Result<()> {
+        self.file.write_all(records)?;
+        let nothing = || io::Error::other("it is a device, which keeps nothing");
+        self.keeps.then_some(()).ok_or_else(nothing)
     }
 
     /// Undoes an append that failed half way. Returns how many records stay.
