@@ -42,6 +42,7 @@ enum Attack {
     OpenAndReset,
     TlsHandshakes,
     TlsHellos,
+    TlsFlood,
 }
 
 impl Attack {
@@ -55,7 +56,7 @@ impl Attack {
         Self::OpenAndReset,
     ];
     /// On one in which TLS ends.
-    const TLS: [Self; 2] = [Self::TlsHandshakes, Self::TlsHellos];
+    const TLS: [Self; 3] = [Self::TlsHandshakes, Self::TlsHellos, Self::TlsFlood];
 
     fn name(self) -> &'static str {
         match self {
@@ -69,6 +70,7 @@ impl Attack {
             Self::OpenAndReset => "500 clients a second that connect and reset",
             Self::TlsHandshakes => "300 full TLS handshakes a second, from 250 addresses",
             Self::TlsHellos => "2000 ClientHellos a second that nobody goes on with, the same",
+            Self::TlsFlood => "ClientHellos over 64 connections, as fast as they are answered",
         }
     }
 }
@@ -273,18 +275,33 @@ async fn attack(kind: Attack, site: &Site) -> Result<()> {
         Attack::TlsHellos => {
             let hello: Arc<[u8]> = client_hello(tls_client(site)?)?.into();
             paced(2000, move |number| {
-                let hello = hello.clone();
-                async move {
-                    if let Ok(mut socket) = connect_from(address(number), to).await {
-                        let _ = socket.write_all(&hello).await;
-                        // The hub has done its work when it answers.
-                        let _ = socket.read(&mut [0; 1]).await;
-                        let _ = socket.set_zero_linger();
-                    }
-                }
+                greet(address(number), to, hello.clone())
             })
             .await
         }
+        Attack::TlsFlood => {
+            let hello: Arc<[u8]> = client_hello(tls_client(site)?)?.into();
+            let mut flood = JoinSet::new();
+            for number in 0..64 {
+                let hello = hello.clone();
+                flood.spawn(async move {
+                    loop {
+                        greet(address(number), to, hello.clone()).await;
+                    }
+                });
+            }
+            flood.join_all().await;
+            Ok(())
+        }
+    }
+}
+
+/// Begins a handshake and leaves when the hub has done its work, which it has when it answers.
+async fn greet(from: [u8; 4], to: SocketAddr, hello: Arc<[u8]>) {
+    if let Ok(mut socket) = connect_from(from, to).await {
+        let _ = socket.write_all(&hello).await;
+        let _ = socket.read(&mut [0; 1]).await;
+        let _ = socket.set_zero_linger();
     }
 }
 
