@@ -11,6 +11,7 @@ use nowconnect_link::budget::Budget;
 use nowconnect_link::counters::Engine;
 use nowconnect_link::dial::{WsUrl, WsUrlError};
 use nowconnect_link::tasks::Tasks;
+use nowconnect_link::trace::Tracer;
 use nowconnect_proto::Reason;
 use nowconnect_proto::hello::Instance;
 use tokio::net::TcpListener;
@@ -76,11 +77,11 @@ pub enum StartError {
 
 impl Agent {
     /// Binds the ports, checks what can be checked, and starts to look for a hub. That none can be
-    /// reached is no error.
+    /// reached is no error. Flows that hubs trace are traced by `tracer`.
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(config: AgentConfig) -> Result<Self, StartError> {
+    pub async fn start(config: AgentConfig, tracer: Tracer) -> Result<Self, StartError> {
         let health = bind("health", config.health).await?;
         let metrics_port = bind("metrics", metrics_address(&config)).await?;
         let metrics = Metrics::new();
@@ -99,6 +100,7 @@ impl Agent {
             targets,
             limits,
             Arc::clone(&metrics),
+            tracer,
             tasks.clone(),
         );
         let readiness = Arc::new(Readiness::default());

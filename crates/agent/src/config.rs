@@ -9,8 +9,8 @@ use std::time::Duration;
 use http::Uri;
 use nowconnect_link::tls::Identity;
 use nowconnect_settings::{
-    Document, Fixed, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, choices,
-    describe, fixed,
+    Document, Fixed, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source,
+    TRACES_ALIASES, TracesConfig, choices, describe, fixed,
 };
 
 mod read;
@@ -26,7 +26,7 @@ pub struct AgentConfig {
     pub targets: BTreeMap<String, Target>,
     /// Bounds on flows.
     pub limits: LimitsConfig,
-    /// Logs and metrics.
+    /// Logs, metrics and traces.
     pub observability: ObservabilityConfig,
     /// The way out.
     pub proxy: ProxyConfig,
@@ -40,6 +40,8 @@ const FIXED: &[Fixed<AgentConfig>] = &[
     fixed!("health", health),
     fixed!("observability.metrics_port", observability.metrics_port),
     fixed!("observability.log_format", observability.log_format),
+    // `observability.otlp_endpoint` and `observability.traces`.
+    fixed!("observability.traces", observability.traces),
     fixed!("limits.memory_budget_mb", limits.memory_budget),
 ];
 
@@ -59,7 +61,7 @@ impl AgentConfig {
     /// # Errors
     /// Every problem in the file and the environment.
     pub fn inspect(source: &Source) -> Result<Loaded<Self>, Problems> {
-        let mut document = Document::read(source, ALIASES)?;
+        let mut document = Document::read(source, &[ALIASES, &TRACES_ALIASES].concat())?;
         read::targets_from_env(&mut document, &source.env);
         document.warn_unknown("NC_", read::OTHER_VARS);
         document.decode(read::read)
@@ -169,8 +171,8 @@ pub struct LimitsConfig {
     pub resume_grace: Duration,
 }
 
-/// `observability`: logs and metrics.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `observability`: logs, metrics and traces.
+#[derive(Clone, Debug, PartialEq)]
 pub struct ObservabilityConfig {
     /// Port of a second listener for metrics, on the health host; `None` = health port only.
     pub metrics_port: Option<u16>,
@@ -178,6 +180,8 @@ pub struct ObservabilityConfig {
     pub log_level: LogLevel,
     /// Shape of a log line.
     pub log_format: LogFormat,
+    /// Where spans go; `None` = nowhere.
+    pub traces: Option<TracesConfig>,
 }
 
 /// `proxy`: the way out to the hubs.

@@ -1,5 +1,7 @@
 //! The flows of the agent: what becomes of an OPEN, and of a flow at its end.
 
+mod traced;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use nowconnect_link::metrics::OTHER;
 use nowconnect_link::quiet::Quiet;
 use nowconnect_link::session::Link;
 use nowconnect_link::tasks::Tasks;
+use nowconnect_link::trace::Tracer;
 use nowconnect_proto::flow::Ending;
 use nowconnect_proto::frame::{Open, OpenMode};
 use nowconnect_proto::{FlowId, Reason};
@@ -21,6 +24,7 @@ use tokio::sync::Notify;
 use crate::config::LimitsConfig;
 use crate::metrics::Metrics;
 use crate::targets::{Destination, DialFailure, Targets};
+use traced::Traced;
 
 /// How often idle flows and those without a path are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -41,16 +45,18 @@ pub struct Flows {
     ended: Notify,
     metrics: Arc<Metrics>,
     refusals: Quiet,
+    tracer: Tracer,
     dials: Tasks,
 }
 
 impl Flows {
-    /// No flows yet. Dials run as tasks of `dials`.
+    /// No flows yet. Dials run as tasks of `dials`; flows that hubs trace are traced by `tracer`.
     pub fn new(
         engine: &Arc<Engine>,
         targets: Targets,
         limits: LimitsConfig,
         metrics: Arc<Metrics>,
+        tracer: Tracer,
         dials: Tasks,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -63,6 +69,7 @@ impl Flows {
             ended: Notify::new(),
             metrics,
             refusals: Quiet::default(),
+            tracer,
             dials,
         })
     }
@@ -167,7 +174,13 @@ impl Flows {
             return Err(Reason::Limit);
         }
         let counters = self.metrics.connector(&open.connector);
-        let events = Arc::clone(self) as Arc<dyn FlowEvents>;
+        let traced = self.tracer.follow(open.trace);
+        let traced =
+            traced.map(|trace| Traced::new(Arc::clone(self), trace, open, target.target()));
+        let events = match &traced {
+            Some(traced) => Arc::clone(traced) as Arc<dyn FlowEvents>,
+            None => Arc::clone(self) as Arc<dyn FlowEvents>,
+        };
         let flow = SocketFlow::target(open, &self.engine, counters.flow.clone(), events);
         let idle_timeout = limits.idle_timeout.unwrap_or_default();
         let place = self.table.insert(&flow, idle_timeout);
@@ -178,7 +191,8 @@ impl Flows {
             flow.expire(reason);
             return Err(reason);
         }
-        let dial = Arc::clone(self).dial(flow, place, target, limits.connect_timeout);
+        let limit = limits.connect_timeout;
+        let dial = Arc::clone(self).dial(flow, place, target, limit, traced);
         self.dials.spawn("dial", dial);
         Ok(())
     }
@@ -190,6 +204,7 @@ impl Flows {
         place: Arc<Place>,
         target: Arc<Destination>,
         limit: Duration,
+        traced: Option<Arc<Traced>>,
     ) {
         let label = flow.label();
         let dialed = tokio::select! {
@@ -197,6 +212,9 @@ impl Flows {
             () = flow.closed() => None,
             dialed = target.dial(limit, &label.client, &label.destination) => Some(dialed),
         };
+        if let (Some(traced), Some(Ok(socket))) = (traced, &dialed) {
+            traced.connected(&flow, socket);
+        }
         if let Some(dialed) = dialed {
             self.dialed(&flow, &target, dialed);
         }

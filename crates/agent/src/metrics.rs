@@ -8,7 +8,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use nowconnect_link::counters::{EngineCounters, FlowCounters};
-use nowconnect_link::metrics::{Catalog, Format, SecondsCounter, SecondsGauge, Vector};
+use nowconnect_link::metrics::{
+    Catalog, Format, SecondsCounter, SecondsGauge, TraceMetrics, Vector,
+};
 use nowconnect_proto::Reason;
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::metrics::counter::Counter;
@@ -44,6 +46,8 @@ pub struct Metrics {
     pub engine: EngineCounters,
     /// Flows that ended because no new path came in time.
     pub expired: Counter,
+    /// Spans for a tracing system.
+    pub traces: TraceMetrics,
     families: Families,
     registry: Registry,
     connectors: Mutex<HashMap<String, Arc<ConnectorMetrics>>>,
@@ -153,6 +157,7 @@ impl Metrics {
             ),
             engine: engine(&mut r, resumes.with(["resumed"])),
             expired: resumes.with(["expired"]),
+            traces: TraceMetrics::register(&mut r),
             families: Families::register(&mut r),
             registry,
             connectors: Mutex::default(),

@@ -122,6 +122,11 @@ impl Targets {
 }
 
 impl Destination {
+    /// What is dialed.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// Connects within `limit`, the wait for a place and a turn included, and introduces `client`,
     /// who connected to `destination`, if the target wants that. Nothing of the wait for a dial that
     /// is dropped counts.

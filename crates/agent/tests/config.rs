@@ -210,7 +210,10 @@ fn every_key_can_be_set_from_the_environment() {
                 .unwrap()
                 .into(),
             kind if kind.contains("IP address") => "127.0.0.2".into(),
+            kind if kind.contains("URL") && !spec.allowed.contains("wss") => "http://b".into(),
             kind if kind.contains("URL") => "wss://b/tunnel".into(),
+            "a number from 0 to 1" => "0.5".into(),
+            _ if spec.allowed.contains("name=value") => "a=b".into(),
             _ if spec.key == "tunnel.exported_connectors" => "ldap".into(),
             _ => "other".into(),
         };

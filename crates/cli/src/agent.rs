@@ -13,6 +13,7 @@ use crate::logging::{LevelControl, Log};
 use crate::runtime::{block_on, raise_open_files};
 use crate::service::{Reloaded, Service, Warnings, Watch, level_filter, serve, start_log};
 use crate::signals::Signals;
+use crate::traces::Traces;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,6 +60,7 @@ pub(crate) struct AgentService {
     warnings: Warnings,
     agent: Agent,
     level: LevelControl,
+    traces: Traces,
     drain: Duration,
 }
 
@@ -73,17 +75,28 @@ impl AgentService {
     ) -> Result<Self, Failure> {
         let mut warnings = Warnings::default();
         warnings.log(&loaded.warnings);
-        let agent = Agent::start(loaded.config)
-            .await
-            .map_err(|error| match error {
-                StartError::Bind { .. } | StartError::Memory(..) => Failure::from(error),
-                StartError::Uplink(_) | StartError::Url(_) => Failure::usage(error),
-            })?;
+        let (spans, name) = (
+            &loaded.config.observability.traces,
+            &loaded.config.tunnel.agent_id,
+        );
+        let traces = Traces::start(spans.as_ref(), "nowconnect-agent", name)?;
+        let agent =
+            Agent::start(loaded.config, traces.tracer())
+                .await
+                .map_err(|error| match error {
+                    StartError::Bind { .. } | StartError::Memory(..) => Failure::from(error),
+                    StartError::Uplink(_) | StartError::Url(_) => Failure::usage(error),
+                })?;
+        let tally = traces.tally();
+        agent
+            .metrics()
+            .on_scrape(move |metrics| metrics.traces.show(&tally));
         Ok(Self {
             source,
             warnings,
             agent,
             level,
+            traces,
             drain,
         })
     }
@@ -110,5 +123,6 @@ impl Service for AgentService {
 
     async fn stop(self) {
         self.agent.shutdown(self.drain).await;
+        self.traces.stop().await;
     }
 }

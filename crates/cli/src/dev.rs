@@ -99,9 +99,12 @@ async fn run_dev(args: Args, log: &Log) -> Result<(), Failure> {
     };
     let files = Files::write(dir.path(), &maps, ports, args.log_level)?;
     // What the shell has in NC_* and NOWCONNECT_* is meant for others.
+    let env = Env::of_process();
+    let traces = env.iter().filter(|(var, _)| var.starts_with("OTEL_"));
+    let env: Env = traces.collect();
     let source = |name| Source {
         file: Some(files.path(name)),
-        env: Env::default(),
+        env: env.clone(),
     };
 
     let cloud = source("cloud.yaml");

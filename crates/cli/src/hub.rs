@@ -16,6 +16,7 @@ use crate::logging::Log;
 use crate::runtime::{Threads, block_on, raise_open_files};
 use crate::service::{Reloaded, Service, Warnings, Watch, level_filter, serve, start_log};
 use crate::signals::Signals;
+use crate::traces::Traces;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,12 +67,13 @@ pub(crate) struct HubService {
     source: Source,
     warnings: Warnings,
     audit: Audit,
+    traces: Traces,
     /// The running hub.
     pub(crate) hub: Hub,
 }
 
 impl HubService {
-    /// Starts a hub whose log level and audit trail follow its configuration.
+    /// Starts a hub whose log level, audit trail and traces follow its configuration.
     pub(crate) async fn start(
         source: Source,
         loaded: Loaded<HubConfig>,
@@ -83,8 +85,13 @@ impl HubService {
         let (level, audit) = (log.level(), log.audit().clone());
         let trail = audit.prepare(&loaded.config.audit);
         audit.commit(trail.map_err(Failure::usage)?)?;
+        let (spans, name) = (
+            &loaded.config.observability.traces,
+            &loaded.config.ha.replica_id,
+        );
+        let traces = Traces::start(spans.as_ref(), "nowconnect-hub", name)?;
         let follow = Box::new(move |configured| level.set(level_filter(configured)));
-        let hub = Hub::start(loaded.config, shards, follow)
+        let hub = Hub::start(loaded.config, shards, follow, traces.tracer())
             .await
             .map_err(|error| match error {
                 HubError::Bind(_) | HubError::Memory(..) => Failure::from(error),
@@ -96,11 +103,15 @@ impl HubService {
         let tally = audit.tally().clone();
         hub.metrics()
             .on_scrape(move |metrics| tally.show(&metrics.audit));
+        let tally = traces.tally();
+        hub.metrics()
+            .on_scrape(move |metrics| metrics.traces.show(&tally));
         hub.show_events(log.recent());
         Ok(Self {
             source,
             warnings,
             audit,
+            traces,
             hub,
         })
     }
@@ -148,5 +159,6 @@ impl Service for HubService {
 
     async fn stop(self) {
         self.hub.drain().await;
+        self.traces.stop().await;
     }
 }

@@ -34,6 +34,7 @@ mod systemd;
 mod table;
 mod timestamp;
 mod token;
+mod traces;
 
 use std::process::ExitCode;
 

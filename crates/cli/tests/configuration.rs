@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use nowconnect_agent::config::AgentConfig;
 use nowconnect_hub::config::HubConfig;
-use nowconnect_settings::{Alias, KeySpec};
+use nowconnect_settings::{Alias, KeySpec, TRACES_ALIASES};
 
 const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
 
@@ -37,7 +37,8 @@ fn documented(heading: &str) -> BTreeMap<String, Said> {
 
 fn read(keys: Vec<KeySpec>, aliases: &[Alias]) -> BTreeMap<String, Said> {
     let said = |spec: KeySpec| {
-        let alias = aliases.iter().find(|alias| alias.key == spec.key);
+        let mut aliases = aliases.iter().chain(&TRACES_ALIASES);
+        let alias = aliases.find(|alias| alias.key == spec.key);
         let env = alias.map(|alias| alias.var.to_owned()).unwrap_or_default();
         let default = spec.default.unwrap_or_else(|| "required".to_owned());
         (spec.key, [spec.allowed.replace('`', ""), default, env])

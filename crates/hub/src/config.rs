@@ -12,8 +12,8 @@ use std::time::Duration;
 use http::Uri;
 use ipnet::IpNet;
 use nowconnect_settings::{
-    Document, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, choices, describe,
-    mask_url,
+    Document, KeySpec, Loaded, LogFormat, LogLevel, Problems, Secret, Source, TRACES_ALIASES,
+    TracesConfig, choices, describe, mask_url,
 };
 
 mod diff;
@@ -69,7 +69,7 @@ impl HubConfig {
     /// # Errors
     /// Every problem in the file and the environment.
     pub fn inspect(source: &Source) -> Result<Loaded<Self>, Problems> {
-        let mut document = Document::read(source, ALIASES)?;
+        let mut document = Document::read(source, &[ALIASES, &TRACES_ALIASES].concat())?;
         document.warn_unknown("NOWCONNECT_", OTHER_VARS);
         document.decode(read::read)
     }
@@ -217,7 +217,7 @@ pub enum FapiMode {
 }
 
 /// `observability`: logs, metrics and traces.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ObservabilityConfig {
     /// Port of the second listener for metrics and health, on `tunnel.host`; `None` = off.
     pub metrics_port: Option<u16>,
@@ -225,8 +225,8 @@ pub struct ObservabilityConfig {
     pub log_level: LogLevel,
     /// Shape of a log line.
     pub log_format: LogFormat,
-    /// Where traces go; `None` = nowhere.
-    pub otlp_endpoint: Option<Uri>,
+    /// Where spans go; `None` = nowhere.
+    pub traces: Option<TracesConfig>,
 }
 
 /// `pdp`: an external decision on every open.

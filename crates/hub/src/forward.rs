@@ -15,11 +15,13 @@ use nowconnect_link::quiet::Quiet;
 use nowconnect_link::relayed::{Passage, Relayed, Side};
 use nowconnect_link::session::Link;
 use nowconnect_link::tasks::Tasks;
+use nowconnect_link::trace::{Kind, Trace, Tracer};
 use nowconnect_proto::frame::{Frame, Open, OpenMode};
-use nowconnect_proto::{Cid, FlowId, Reason};
+use nowconnect_proto::{Cid, FlowId, Reason, TraceContext};
 use parking_lot::Mutex;
 
 use crate::config::{HaMode, HubConfig};
+use crate::flow_trace;
 use crate::mesh::Peer;
 use crate::metrics::Metrics;
 use crate::pdp::{Judged, Pass, Pdp, Pending, Question, Refused};
@@ -36,6 +38,7 @@ pub struct Forward {
     policy: Arc<Policy>,
     pdp: Arc<Pdp>,
     metrics: Arc<Metrics>,
+    tracer: Tracer,
     tasks: Tasks,
     mode: AtomicU8,
     most_flows: AtomicUsize,
@@ -56,6 +59,8 @@ pub struct Parts {
     pub pdp: Arc<Pdp>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What makes spans.
+    pub tracer: Tracer,
 }
 
 /// What flows that came over one link may have waiting here.
@@ -145,11 +150,18 @@ struct Record {
     token_id: Option<Arc<str>>,
     epoch: u64,
     since: Instant,
+    trace: Option<Box<Trace>>,
     _ticket: Ticket,
 }
 
 impl Record {
-    fn new(peer: &Peer, session: &Session, open: &Open, ticket: Ticket) -> Self {
+    fn new(
+        peer: &Peer,
+        session: &Session,
+        open: &Open,
+        trace: Option<Box<Trace>>,
+        ticket: Ticket,
+    ) -> Self {
         Self {
             cid: open.cid,
             connector: open.connector.clone(),
@@ -160,11 +172,15 @@ impl Record {
             token_id: session.token_id(),
             epoch: session.epoch(),
             since: Instant::now(),
+            trace,
             _ticket: ticket,
         }
     }
 
-    fn write(self, passage: &Passage) {
+    fn write(mut self, passage: &Passage) {
+        if let Some(trace) = &mut self.trace {
+            flow_trace::passed(trace, passage);
+        }
         tracing::info!(
             event = "flow_forwarded_closed",
             cid = %self.cid,
@@ -192,12 +208,14 @@ impl Forward {
             policy,
             pdp,
             metrics,
+            tracer,
         } = parts;
         let forward = Arc::new(Self {
             tunnels,
             policy,
             pdp,
             metrics,
+            tracer,
             tasks,
             mode: AtomicU8::default(),
             most_flows: AtomicUsize::default(),
@@ -231,11 +249,14 @@ impl Forward {
             errors.with(["mesh", "repeated_open"]).inc();
             return link.close(Reason::ProtocolError);
         }
-        let (mode, cid) = (open.mode, open.cid);
+        let (mode, cid, traced) = (open.mode, open.cid, open.trace);
         let (agent_id, client) = (open.agent.clone(), open.client.clone());
         let Err(reason) = self.pass_on(link, peer, id, open) else {
             return;
         };
+        if let Some(mut trace) = self.followed(peer, traced, cid) {
+            trace.fail(reason.name());
+        }
         let pass = self.quiet.lock().entry(reason.name()).or_default().pass();
         if let Some(suppressed) = pass {
             tracing::warn!(
@@ -277,7 +298,13 @@ impl Forward {
         for session in sessions {
             let most = self.most_flows.load(Ordering::Relaxed);
             let ticket = Ticket::take(&self.flows, most)?;
-            let record = Record::new(peer, &session, &open, ticket);
+            let mut copy = open.clone();
+            let mut trace = self.followed(peer, open.trace, open.cid);
+            if let Some(trace) = &mut trace {
+                flow_trace::passes(trace, &open, &session.agent_id);
+                copy.trace = Some(trace.context());
+            }
+            let record = Record::new(peer, &session, &open, trace, ticket);
             let done = Box::new(|passage| record.write(&passage));
             let (back, onward) = self.rooms(link, &session.agent_id);
             let origin = Side {
@@ -288,7 +315,7 @@ impl Forward {
                 link: session.link().clone(),
                 share: onward,
             };
-            let (epoch, first, copy) = (session.epoch(), peer.first_window, open.clone());
+            let (epoch, first) = (session.epoch(), peer.first_window);
             match begin(origin, id, copy, target, epoch, first, done) {
                 Ok(relayed) => {
                     if let Some((pending, place)) = pending {
@@ -310,6 +337,15 @@ impl Forward {
             }
         }
         Err(Reason::NoAgent)
+    }
+
+    /// The span of a flow that comes from `peer`, where that one traces it.
+    fn followed(&self, peer: &Peer, parent: Option<TraceContext>, cid: Cid) -> Option<Box<Trace>> {
+        let mut trace = self.tracer.follow(parent)?;
+        trace.stage("forward", Kind::Server);
+        trace.set("nowconnect.cid", cid.to_string());
+        trace.set("nowconnect.origin", &peer.hub);
+        Some(trace)
     }
 
     /// Sees whether the flow may go to the agent that `open` names; returns what is to be waited for.

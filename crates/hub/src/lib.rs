@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod auth;
 pub mod config;
+mod flow_trace;
 pub mod forward;
 mod forwarded;
 #[doc(hidden)]
@@ -21,4 +22,3 @@ mod strict_json;
 mod token_file;
 mod token_id;
 pub mod tunnels;
-mod web_client;

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use nowconnect_link::tasks::Tasks;
+use nowconnect_link::trace::Trace;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::ListenerConfig;
-use crate::metrics::Metrics;
-use crate::policy::{Door, Policy};
+use crate::flow_trace;
+use crate::metrics::{ListenerError, Metrics};
+use crate::policy::{Door, Permit, Policy};
 use crate::router::{Router, reset};
 
 /// Connections that the kernel may keep ready for accept(); it caps this at `net.core.somaxconn`.
@@ -277,19 +279,37 @@ impl Reception {
     /// No task, and nothing to wait for, unless a PROXY header is due.
     fn receive(&self, mut stream: TcpStream, peer: SocketAddr) {
         let door = self.door.load_full();
+        let tracer = self.router.tracer();
+        let mut trace = flow_trace::accepted(tracer, &door.name, &door.connector, peer);
         if Policy::wants_proxy_header(&door) {
             let (policy, router) = (self.policy.clone(), self.router.clone());
             self.tasks.spawn("proxy_header", async move {
-                match policy.admit_proxied(&mut stream, peer, &door).await {
-                    Ok(permit) => router.open(permit, stream),
-                    Err(_) => reset(stream),
-                }
+                let judged = policy.admit_proxied(&mut stream, peer, &door, trace.as_deref_mut());
+                let judged = judged.await;
+                conclude(&router, judged, stream, trace);
             });
             return;
         }
-        match self.policy.admit(peer, stream.local_addr().ok(), &door) {
-            Ok(permit) => self.router.open(permit, stream),
-            Err(_) => reset(stream),
+        if let Some(trace) = &mut trace {
+            flow_trace::known(trace, peer);
+        }
+        let judged = self.policy.admit(peer, stream.local_addr().ok(), &door);
+        conclude(&self.router, judged, stream, trace);
+    }
+}
+
+/// Lets a client in, or away.
+fn conclude(
+    router: &Arc<Router>,
+    judged: Result<Permit, ListenerError>,
+    stream: TcpStream,
+    trace: Option<Box<Trace>>,
+) {
+    match judged {
+        Ok(permit) => router.open(permit, stream, trace),
+        Err(why) => {
+            reset(stream);
+            flow_trace::turned_away(trace, why.as_str());
         }
     }
 }

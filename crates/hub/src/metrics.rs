@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use nowconnect_link::metrics::{BoundedNames, Catalog};
+use nowconnect_link::metrics::{BoundedNames, Catalog, TraceMetrics};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
 
@@ -45,6 +45,8 @@ pub struct Metrics {
     pub mesh: MeshMetrics,
     /// The audit trail.
     pub audit: AuditMetrics,
+    /// Spans for a tracing system.
+    pub traces: TraceMetrics,
     registry: Registry,
     connector_names: BoundedNames,
     agent_names: BoundedNames,
@@ -64,11 +66,13 @@ impl Metrics {
         let tunnels = TunnelMetrics::register(&mut catalog);
         let mesh = MeshMetrics::register(&mut catalog);
         let audit = AuditMetrics::register(&mut catalog);
+        let traces = TraceMetrics::register(&mut catalog);
         Arc::new(Self {
             flows,
             tunnels,
             mesh,
             audit,
+            traces,
             registry,
             connector_names: BoundedNames::new(NAMES_PER_KIND),
             agent_names: BoundedNames::new(NAMES_PER_KIND),

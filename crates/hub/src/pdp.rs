@@ -27,7 +27,7 @@ use uuid::Uuid;
 use crate::config::{HubConfig, PdpConfig};
 use crate::metrics::Metrics;
 use crate::token_file::{self, TokenFileError};
-use crate::web_client;
+use nowconnect_link::web_client;
 
 use desk::Outlook;
 use outcome::{Outcome, Verdict};

@@ -17,11 +17,13 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use nowconnect_link::trace::Trace;
 use nowconnect_proto::bucket::Bucket;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use crate::config::{HubConfig, ProxyProtocol};
+use crate::flow_trace;
 use crate::metrics::ListenerError;
 
 pub(crate) use clients::{Client, ClientBuckets};
@@ -179,12 +181,16 @@ impl Policy {
         stream: &mut TcpStream,
         peer: SocketAddr,
         door: &Arc<Door>,
+        trace: Option<&mut Trace>,
     ) -> Result<Permit, ListenerError> {
         let balancer = canonical(peer);
         let (ends, places) = self
             .announced(stream, balancer, door)
             .await
             .inspect_err(|why| door.turn_away(balancer, *why))?;
+        if let Some(trace) = trace {
+            flow_trace::known(trace, ends.client);
+        }
         self.let_in(ends, door, places)
             .inspect_err(|why| door.turn_away(ends.client, *why))
     }
@@ -479,7 +485,7 @@ mod tests {
             let header = format!("PROXY TCP4 {client} 192.0.2.99 40000 389\r\n");
             balancer.write_all(header.as_bytes()).await.expect("write");
             let (mut stream, peer) = listener.accept().await.expect("accept");
-            let judged = policy.admit_proxied(&mut stream, peer, &door).await;
+            let judged = policy.admit_proxied(&mut stream, peer, &door, None).await;
             assert_eq!(judged.as_ref().err(), expected.as_ref(), "{client}");
             if let Ok(permit) = judged {
                 assert_eq!(permit.client(), from("192.0.2.1"));

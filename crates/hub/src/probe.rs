@@ -13,13 +13,13 @@ use crate::auth::fetch::Fetcher;
 use crate::auth::key::{KeySet, KeySetError, Skipped, VerifyKey};
 use crate::auth::{Identity, Keys, Rejection, Rules, Timing, Verifier};
 use crate::config::{JwksSource, SecurityConfig};
-use crate::web_client;
+use nowconnect_link::web_client;
 
 pub use crate::auth::fetch::FetchError;
 pub use crate::mesh::visit::{Met, NotMet, Visit, VisitError, Whose};
 pub use crate::pdp::{AskError, Trial, attempt as decision};
 pub use crate::registry::{Node, Probed, probe as registry};
-pub use crate::web_client::WebError;
+pub use nowconnect_link::web_client::WebError;
 
 /// The keys that tokens are checked with, as they are published now.
 #[derive(Debug)]

@@ -12,12 +12,14 @@ use std::time::Duration;
 use nowconnect_link::counters::Engine;
 use nowconnect_link::endpoint::SocketFlow;
 use nowconnect_link::tasks::Tasks;
+use nowconnect_link::trace::{Kind, Trace, Tracer};
 use nowconnect_proto::{Cid, Reason};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::config::HaMode;
+use crate::flow_trace;
 use crate::mesh::Mesh;
 use crate::metrics::{ListenerError, Metrics};
 use crate::pdp::Pdp;
@@ -38,6 +40,7 @@ pub struct Router {
     pdp: Arc<Pdp>,
     engine: Arc<Engine>,
     metrics: Arc<Metrics>,
+    tracer: Tracer,
     tasks: Tasks,
     flows: Mutex<HashMap<Cid, Entry>>,
     count: watch::Sender<Count>,
@@ -65,6 +68,8 @@ pub struct Parts {
     pub engine: Arc<Engine>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What makes spans.
+    pub tracer: Tracer,
 }
 
 /// A flow and what the hub knows about it.
@@ -86,6 +91,7 @@ impl Router {
             pdp,
             engine,
             metrics,
+            tracer,
         } = parts;
         let router = Arc::new(Self {
             paths: Paths::new(tunnels.clone(), registry, mesh, mode),
@@ -93,6 +99,7 @@ impl Router {
             pdp,
             engine,
             metrics,
+            tracer,
             tasks,
             flows: Mutex::default(),
             count: watch::Sender::default(),
@@ -130,17 +137,26 @@ impl Router {
     }
 
     /// Sends an admitted client on its way, or away when no agent exports its connector.
-    pub fn open(self: &Arc<Self>, permit: Permit, stream: TcpStream) {
+    pub fn open(
+        self: &Arc<Self>,
+        permit: Permit,
+        stream: TcpStream,
+        mut trace: Option<Box<Trace>>,
+    ) {
         let door = permit.door().clone();
+        if let Some(trace) = &mut trace {
+            trace.stage("route", Kind::Internal);
+        }
         if self.paths.is_mode(HaMode::Shadow) {
             let decision = self.paths.decide(&door.connector).label();
             self.metrics.mesh.shadow_decisions.with([decision]).inc();
         }
         let Some(path) = self.paths.choose(&door.connector, &[]) else {
             door.turn_away(permit.client(), ListenerError::NoAgent);
-            return reset(stream);
+            reset(stream);
+            return flow_trace::turned_away(trace, ListenerError::NoAgent.as_str());
         };
-        let client = ClientFlow::new(self, permit);
+        let client = ClientFlow::new(self, permit, trace);
         let flow = client.clone().with_socket(stream, &self.engine);
         let entry = Entry {
             flow: flow.clone(),
@@ -152,6 +168,11 @@ impl Router {
             count.all += 1;
         });
         client.offer(&flow, path);
+    }
+
+    /// What makes the spans of flows.
+    pub(crate) fn tracer(&self) -> &Tracer {
+        &self.tracer
     }
 
     /// Every flow that has a client, for status.

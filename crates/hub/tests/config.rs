@@ -142,12 +142,6 @@ fn every_documented_variable_has_its_effect() {
         ("NOWCONNECT_PDP_FAIL_OPEN", "true", |c| {
             c.pdp.as_ref().is_some_and(|pdp| pdp.fail_open)
         }),
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel:4318", |c| {
-            c.observability
-                .otlp_endpoint
-                .as_ref()
-                .is_some_and(|url| *url == "http://otel:4318")
-        }),
     ];
     let named: Vec<_> = cases.iter().map(|case| case.0).collect();
     let documented: Vec<_> = ALIASES.iter().map(|alias| alias.var).collect();
@@ -178,6 +172,8 @@ fn other_value(kind: &str, allowed: &str, default: &str) -> String {
         kind if kind.contains("address and port") => "127.0.0.1:9".into(),
         kind if kind.contains("an IP address like") => "127.0.0.2".into(),
         kind if kind.contains("URL") && allowed.contains("wss") => "wss://b/mesh".into(),
+        "a number from 0 to 1" => "0.5".into(),
+        _ if allowed.contains("name=value") => "a=b".into(),
         kind if kind.contains("URL") => "https://b/x".into(),
         "a file name" => "/nowhere".into(),
         _ if allowed.contains("redis") => "redis://h".into(),

@@ -98,7 +98,7 @@ fn every_section_is_told_apart() {
         (
             &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://o")],
             &[],
-            &["observability.otlp_endpoint"],
+            &["observability.traces"],
         ),
         (&[("NOWCONNECT_PDP_URL", "http://p")], &["pdp"], &[]),
         (

@@ -240,6 +240,7 @@ mod tests {
             destination: String::new(),
             agent: String::new(),
             attempt,
+            trace: None,
         }
     }
 

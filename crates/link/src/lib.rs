@@ -23,6 +23,8 @@ pub mod shards;
 pub mod stream;
 pub mod tasks;
 pub mod tls;
+pub mod trace;
 pub mod upgrade;
+pub mod web_client;
 pub mod wire;
 pub mod ws;

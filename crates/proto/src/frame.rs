@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::close::Reason;
 use crate::ids::{Cid, FlowId, Secret};
+use crate::trace::TraceContext;
 
 pub use decode::{decode, decode_next};
 pub use encode::put_data_header;
@@ -63,6 +64,7 @@ const OPTION_LISTENER: u8 = 2;
 const OPTION_AGENT: u8 = 3;
 const OPTION_ATTEMPT: u8 = 4;
 const OPTION_DESTINATION: u8 = 5;
+const OPTION_TRACE: u8 = 6;
 
 /// How an OPEN is to be understood.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -103,6 +105,8 @@ pub struct Open {
     pub agent: String,
     /// How many OPENs of the flow were sent before this one, on whatever path.
     pub attempt: u32,
+    /// The span that the receiver's spans of the flow belong to, where the flow is traced.
+    pub trace: Option<TraceContext>,
 }
 
 /// One frame.

@@ -16,6 +16,7 @@ pub mod json_v1;
 pub mod keepalive;
 pub mod mesh_hello;
 pub mod relay;
+pub mod trace;
 
 pub use close::Reason;
 pub use flow::Flow;
@@ -23,3 +24,4 @@ pub use flow::Flow;
 pub use frame::Frame;
 pub use ids::{Cid, FlowId, Secret};
 pub use json::JsonError;
+pub use trace::TraceContext;

@@ -4,10 +4,11 @@
 
 use bytes::{Bytes, BytesMut};
 use nowconnect_proto::frame::{self, Frame, FrameError, MAX_JSON_BODY, Open, OpenMode};
-use nowconnect_proto::{Cid, FlowId, Reason, Secret};
+use nowconnect_proto::{Cid, FlowId, Reason, Secret, TraceContext};
 use proptest::prelude::*;
 
 const MAX_PAYLOAD: usize = 65_536;
+const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const ID: FlowId = FlowId(0x0102_0304);
 
 fn encoded(frame: &Frame) -> Bytes {
@@ -36,6 +37,7 @@ fn open(mode: OpenMode) -> Frame {
             destination: "192.0.2.10:389".into(),
             agent: "site-01".into(),
             attempt: 7,
+            trace: TraceContext::parse(TRACEPARENT),
         }),
     }
 }
@@ -150,10 +152,12 @@ fn the_bytes_are_those_of_the_specification() {
         ),
         (
             open(OpenMode::ResumeOrNew),
-            "000072 10 03 01020304 c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e \
+            "0000ac 10 03 01020304 c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1c1 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e \
              0000000000000007 0000000000000008 0000000000000009 04 6c646170 \
              01 000b 3139322e302e322e313a35 02 0002 6c31 03 0007 736974652d3031 \
-             05 000e 3139322e302e322e31303a333839 04 0004 00000007",
+             05 000e 3139322e302e322e31303a333839 \
+             06 0037 30302d346266393266333537376233346461366133636539323964 \
+             30653065343733362d303066303637616130626139303262372d3031 04 0004 00000007",
         ),
     ];
     for (frame, hex) in golden {
@@ -180,6 +184,26 @@ fn every_open_mode_survives() {
             [&open.client, &open.listener, &open.destination],
             ["192.0.2.1:5", "l1", "192.0.2.10:389"]
         );
+        assert_eq!(open.trace, TraceContext::parse(TRACEPARENT));
+    }
+}
+
+#[test]
+fn a_trace_that_makes_no_sense_leaves_the_flow_alone() {
+    let sent = encoded(&open(OpenMode::New));
+    let at = sent
+        .windows(3)
+        .position(|w| w == [6, 0, 55])
+        .expect("there")
+        + 3;
+    for (what, byte) in [("version", 0), ("trace", 5), ("flags", 54)] {
+        let mut bytes = sent.to_vec();
+        bytes[at + byte] = 0xff;
+        let Some(Frame::Open { open, .. }) = decoded(&bytes).expect("decodes") else {
+            panic!("no OPEN");
+        };
+        assert_eq!(open.trace, None, "{what}");
+        assert_eq!((&*open.connector, open.attempt), ("ldap", 7), "{what}");
     }
 }
 

@@ -36,6 +36,7 @@ fn nobody_sends_more_than_the_relay_has_told() {
         destination: String::new(),
         agent: "site-1".into(),
         attempt: 0,
+        trace: None,
     };
     let mut relay = Relay::new(open, 1024, 1 << 20, true);
     let Some(Frame::Open { open, .. }) = relay.next_frame(Face::Target, ID, 0, ROOM) else {

@@ -85,6 +85,7 @@ impl End {
             destination: "192.0.2.10:389".into(),
             agent: String::new(),
             attempt: 0,
+            trace: None,
         };
         Frame::Open {
             id: self.id,

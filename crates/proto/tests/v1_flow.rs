@@ -134,6 +134,7 @@ impl End {
                     destination: String::new(),
                     agent: String::new(),
                     attempt: 0,
+                    trace: None,
                 };
                 Frame::Open {
                     id: ID,

@@ -31,7 +31,9 @@ impl Alias {
 pub(crate) fn overlay(root: &mut Node, env: &Env, aliases: &[Alias]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for alias in aliases {
-        if let Some(text) = env.get(alias.var) {
+        // OpenTelemetry has empty variables be as good as none; ours are text or wrong.
+        let counts = |text: &&str| !text.is_empty() || !alias.var.starts_with("OTEL_");
+        if let Some(text) = env.get(alias.var).filter(counts) {
             let path: Vec<_> = alias.key.split('.').collect();
             problems.extend(set(root, &path, alias.var, text));
         }

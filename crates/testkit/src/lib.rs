@@ -20,6 +20,7 @@ pub use anyhow;
 pub mod authority;
 pub mod browser;
 pub mod captured_log;
+pub mod collector;
 pub mod connect_proxy;
 pub mod fault_proxy;
 pub mod http;

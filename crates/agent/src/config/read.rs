@@ -9,7 +9,7 @@ use http::Uri;
 use nowconnect_link::tls::Identity;
 use nowconnect_settings::{
     Alias, Document, Env, LogFormat, LogLevel, NAME, Secret, Shown, Table, Value, closest, is_name,
-    loosely,
+    loosely, read_traces,
 };
 
 use super::{
@@ -17,7 +17,8 @@ use super::{
     TunnelConfig, TunnelMode,
 };
 
-/// Environment variables with names of their own, besides `NC_TARGET_<name>_HOST` and `_PORT`.
+/// Environment variables with names of their own, besides `NC_TARGET_<name>_HOST` and `_PORT` and those
+/// of OpenTelemetry ([`nowconnect_settings::TRACES_ALIASES`]).
 pub const ALIASES: &[Alias] = &[
     Alias::new("NC_AGENT_URL", "tunnel.url"),
     Alias::new("NC_TUNNEL_MODE", "tunnel.mode"),
@@ -291,6 +292,7 @@ fn observability(t: &mut Table<'_>) -> ObservabilityConfig {
         metrics_port: (port > 0).then_some(port),
         log_level: t.field("log_level").or(LogLevel::Info),
         log_format: t.field("log_format").or(LogFormat::Plain),
+        traces: read_traces(t),
     }
 }
 

@@ -25,6 +25,7 @@ use nowconnect_link::counters::{Engine, EngineCounters, FlowCounters};
 use nowconnect_link::endpoint::{FlowEvents, Label, SocketFlow, Summary};
 use nowconnect_link::meter::Bounds;
 use nowconnect_link::session::{self, Carrier, Link, LinkClosed, LinkConfig, LinkEvents, Peer};
+use nowconnect_link::trace::Tracer;
 use nowconnect_link::upgrade::{Offer, Pending, Refusal};
 use nowconnect_link::wire::Wire;
 use nowconnect_link::ws::{self, Mask};
@@ -436,6 +437,7 @@ impl Site {
                 metrics_port: None,
                 log_level: LogLevel::Info,
                 log_format: LogFormat::Plain,
+                traces: None,
             },
             proxy: ProxyConfig {
                 https_proxy: None,
@@ -449,7 +451,9 @@ impl Site {
     }
 
     pub(crate) async fn start(&self) -> Agent {
-        Agent::start(self.config.clone()).await.expect("an agent")
+        Agent::start(self.config.clone(), Tracer::default())
+            .await
+            .expect("an agent")
     }
 
     /// Replaces the token the way a mounted secret is replaced.

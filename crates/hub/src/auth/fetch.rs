@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Request, Uri};
 use http_body_util::Full;
 
 use crate::config::JwksSource;
-use crate::web_client::{WebClient, WebError};
+use nowconnect_link::web_client::{WebClient, WebError};
 
 /// Bytes of the largest document that is read.
 pub(super) const MAX_DOCUMENT_BYTES: usize = 256 * 1024;

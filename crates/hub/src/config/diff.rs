@@ -55,7 +55,8 @@ const FIXED: &[Fixed<HubConfig>] = &[
     fixed!("limits.memory_budget_mb", limits.memory_budget),
     fixed!("observability.metrics_port", observability.metrics_port),
     fixed!("observability.log_format", observability.log_format),
-    fixed!("observability.otlp_endpoint", observability.otlp_endpoint),
+    // `observability.otlp_endpoint` and `observability.traces`.
+    fixed!("observability.traces", observability.traces),
     Fixed {
         key: "admin.bind",
         same: |old, new| old.admin.bind == new.admin.bind,

@@ -67,10 +67,6 @@ pub(crate) fn check(root: &mut Table<'_>, config: &HubConfig) {
             root.problem(&key, message, "list them in tunnel.trusted_proxies");
         }
     }
-    if config.observability.otlp_endpoint.is_some() {
-        let message = "this version sends no traces";
-        root.warning("observability.otlp_endpoint", message, "");
-    }
     if config.listeners.is_empty() {
         root.warning("listeners", "there are none, so no client can connect", "");
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
-use nowconnect_settings::{Alias, LogFormat, LogLevel, NAME, Secret, Table, is_name};
+use nowconnect_settings::{Alias, LogFormat, LogLevel, NAME, Secret, Table, is_name, read_traces};
 
 use super::fit::{self, Sockets};
 use super::{
@@ -16,7 +16,8 @@ use super::{
     SecurityConfig, ServerTls, TunnelConfig,
 };
 
-/// Environment variables with names of their own.
+/// Environment variables with names of their own, besides those of OpenTelemetry
+/// ([`nowconnect_settings::TRACES_ALIASES`]).
 pub const ALIASES: &[Alias] = &[
     Alias::new("LOG_LEVEL", "observability.log_level"),
     Alias::new("NOWCONNECT_JWKS_URL", "security.jwks_url"),
@@ -30,7 +31,6 @@ pub const ALIASES: &[Alias] = &[
     Alias::new("NOWCONNECT_PDP_CACHE_TTL_SEC", "pdp.cache_ttl_sec"),
     Alias::new("NOWCONNECT_PDP_TIMEOUT_MS", "pdp.timeout_ms"),
     Alias::new("NOWCONNECT_PDP_FAIL_OPEN", "pdp.fail_open"),
-    Alias::new("OTEL_EXPORTER_OTLP_ENDPOINT", "observability.otlp_endpoint"),
 ];
 
 const MIB: usize = 1024 * 1024;
@@ -222,7 +222,7 @@ fn observability(t: &mut Table<'_>, host: IpAddr, sockets: &mut Sockets) -> Obse
         metrics_port: (port > 0).then_some(port),
         log_level: t.field("log_level").or(LogLevel::Info),
         log_format: t.field("log_format").or(LogFormat::Json),
-        otlp_endpoint: http_url(t, "otlp_endpoint"),
+        traces: read_traces(t),
     }
 }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::DropGuard;
 
 use crate::auth::{Keys, Rules, Timing, Verifier};
 use crate::config::{JwksSource, SecurityConfig};
-use crate::web_client;
+use nowconnect_link::web_client;
 
 /// Keeps one key cache running, and the same one for as long as its source stays.
 pub(super) struct KeyKeeper {

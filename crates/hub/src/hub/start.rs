@@ -6,6 +6,7 @@ use nowconnect_link::budget::Budget;
 use nowconnect_link::counters::{Engine, EngineCounters};
 use nowconnect_link::shards::Shards;
 use nowconnect_link::tasks::Tasks;
+use nowconnect_link::trace::Tracer;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -57,7 +58,8 @@ impl Prepared {
 }
 
 impl Hub {
-    /// Binds everything, then serves: tunnels on `shards`, all else on the current runtime.
+    /// Binds everything, then serves: tunnels on `shards`, all else on the current runtime. Flows are
+    /// traced by `tracer`.
     ///
     /// # Errors
     /// Nothing is left bound or running.
@@ -65,6 +67,7 @@ impl Hub {
         config: HubConfig,
         shards: Shards,
         set_log_level: LogLevelHook,
+        tracer: Tracer,
     ) -> Result<Self, HubError> {
         let (metrics, tasks) = (Metrics::new(), Tasks::new());
         let Prepared {
@@ -114,6 +117,7 @@ impl Hub {
             pdp: pdp.clone(),
             engine: engine.clone(),
             metrics: metrics.clone(),
+            tracer: tracer.clone(),
         };
         let router = Router::new(parts, config.ha.mode, tasks.clone());
         let parts = forward::Parts {
@@ -121,6 +125,7 @@ impl Hub {
             policy: policy.clone(),
             pdp: pdp.clone(),
             metrics: metrics.clone(),
+            tracer,
         };
         let forward = Forward::new(&config, parts, tasks.clone());
         let crossings = Crossings::new(&router, forward.clone(), tasks.clone());

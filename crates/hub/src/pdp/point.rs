@@ -23,7 +23,7 @@ use super::desk::{Desk, Known, MOST_ASKED, Outlook};
 use super::outcome::{Outcome, Verdict};
 use super::{Question, wire};
 use crate::config::{PdpConfig, PdpFormat};
-use crate::web_client::{WebClient, WebError};
+use nowconnect_link::web_client::{WebClient, WebError};
 
 /// Bytes of the largest answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;

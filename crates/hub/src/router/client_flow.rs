@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use nowconnect_link::counters::Engine;
 use nowconnect_link::endpoint::{FlowEvents, Label, SocketFlow, Summary};
-use nowconnect_proto::{Cid, Reason};
+use nowconnect_link::trace::Trace;
+use nowconnect_proto::{Cid, Reason, TraceContext};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
@@ -17,6 +18,7 @@ use super::orphans::Holder;
 use super::paths::{Load, Path, Place, Tried};
 use super::{Router, end_flow};
 use crate::config::HaMode;
+use crate::flow_trace;
 use crate::metrics::ListenerError;
 use crate::pdp::Pass;
 use crate::policy::Permit;
@@ -28,6 +30,8 @@ pub struct ClientFlow {
     router: Arc<Router>,
     route: Mutex<Route>,
     opened: AtomicBool,
+    /// Its spans, where it is traced. Nothing else is locked while this is.
+    trace: Option<Mutex<Box<Trace>>>,
 }
 
 /// Where the flow goes.
@@ -54,16 +58,25 @@ struct Route {
 }
 
 impl ClientFlow {
-    pub(super) fn new(router: &Arc<Router>, permit: Permit) -> Arc<Self> {
+    pub(super) fn new(
+        router: &Arc<Router>,
+        permit: Permit,
+        mut trace: Option<Box<Trace>>,
+    ) -> Arc<Self> {
+        let cid = Cid::generate();
+        if let Some(trace) = &mut trace {
+            flow_trace::named(trace, cid);
+        }
         let metrics = &permit.door().metrics;
         metrics.connections.inc();
         metrics.active.inc();
         Arc::new(Self {
-            cid: Cid::generate(),
+            cid,
             permit,
             router: router.clone(),
             route: Mutex::default(),
             opened: AtomicBool::new(false),
+            trace: trace.map(Mutex::new),
         })
     }
 
@@ -165,7 +178,18 @@ impl ClientFlow {
         // When the link ends at this moment, the flow is told that its path is lost, once more.
     }
 
+    /// Says something about the flow where it is traced.
+    pub(super) fn traced(&self, say: impl FnOnce(&mut Trace)) {
+        if let Some(trace) = &self.trace {
+            say(&mut trace.lock());
+        }
+    }
+
     fn take(&self, path: &Path) {
+        self.traced(|trace| {
+            let (holder, hub) = (path.holder(), path.place());
+            flow_trace::sent(trace, &holder.agent_id, hub.as_ref(), path.epoch());
+        });
         let mut route = self.route.lock();
         route.holder = Some(path.holder());
         route.epoch = path.epoch();
@@ -278,6 +302,7 @@ impl FlowEvents for ClientFlow {
         let door = self.permit.door();
         let waited = flow.since().elapsed();
         door.metrics.note_open(waited);
+        self.trace_opened();
         self.log_opened(waited);
     }
 
@@ -288,6 +313,7 @@ impl FlowEvents for ClientFlow {
             event = "flow_refused", cid = %self.cid, agent_id = refuser.as_deref(),
             hub = place.as_deref(), %reason
         );
+        self.traced(|trace| trace.event("refused", [("nowconnect.reason", reason.name().into())]));
         // Some reasons are those of the hub in between, or of this tunnel, not of the agent.
         let of_path = matches!(
             reason,
@@ -313,6 +339,7 @@ impl FlowEvents for ClientFlow {
     }
 
     fn path_lost(&self, flow: &Arc<SocketFlow>) {
+        self.traced(|trace| trace.event("path_lost", []));
         let (Some(holder), Some(entry)) = (self.holder(), self.router.entry(self.cid)) else {
             return flow.expire(Reason::ConnectionLost);
         };
@@ -331,6 +358,7 @@ impl FlowEvents for ClientFlow {
         door.metrics
             .duration
             .observe(summary.duration_ms as f64 / 1e3);
+        self.traced(|trace| flow_trace::closed(trace, &summary));
         self.router.count_lost(summary.reason());
         self.log_closed(&summary);
         self.router.note_closed();
@@ -341,6 +369,10 @@ impl FlowEvents for ClientFlow {
         if let Some(holder) = self.holder() {
             self.router.orphans.take(&holder, self.cid);
         }
+    }
+
+    fn trace(&self) -> Option<TraceContext> {
+        self.trace.as_ref().map(|trace| trace.lock().context())
     }
 }
 

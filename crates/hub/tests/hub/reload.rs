@@ -133,6 +133,7 @@ async fn a_start_with_a_taken_port_leaves_nothing_behind() {
         config,
         nowconnect_link::shards::Shards::current(),
         Box::new(|_| ()),
+        nowconnect_link::trace::Tracer::default(),
     )
     .await
     .expect_err("taken");

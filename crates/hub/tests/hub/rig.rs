@@ -34,6 +34,7 @@ impl Rig {
             config,
             nowconnect_link::shards::Shards::current(),
             Box::new(|_| ()),
+            nowconnect_link::trace::Tracer::default(),
         )
         .await
         .expect("a hub");

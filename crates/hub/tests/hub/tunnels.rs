@@ -160,6 +160,7 @@ async fn an_agent_must_not_open_flows() {
         destination: String::new(),
         agent: String::new(),
         attempt: 0,
+        trace: None,
     };
     agent.link.send(Frame::Open {
         id: FlowId(1),

@@ -8,6 +8,7 @@ use nowconnect_hub::hub::Hub;
 use nowconnect_hub::mesh::PeerStatus;
 use nowconnect_link::session::Link;
 use nowconnect_link::shards::Shards;
+use nowconnect_link::trace::Tracer;
 use nowconnect_settings::{Env, Source};
 use nowconnect_testkit::authority::{Authority, Certificate};
 use nowconnect_testkit::metrics::Scrape;
@@ -72,9 +73,14 @@ impl Member {
     pub(crate) async fn start(name: &'static str, adjust: impl FnOnce(&mut HubConfig)) -> Self {
         let mut config = config(name);
         adjust(&mut config);
-        let hub = Hub::start(config.clone(), Shards::current(), Box::new(|_| ()))
-            .await
-            .expect("a hub");
+        let hub = Hub::start(
+            config.clone(),
+            Shards::current(),
+            Box::new(|_| ()),
+            Tracer::default(),
+        )
+        .await
+        .expect("a hub");
         Self { hub, name, config }
     }
 

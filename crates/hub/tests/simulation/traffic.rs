@@ -213,6 +213,7 @@ fn frame_of(
                 destination: String::new(),
                 agent,
                 attempt,
+                trace: None,
             }),
         },
         Step::OpenAck { received, limit } => Frame::OpenAck {

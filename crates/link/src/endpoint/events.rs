@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use nowconnect_proto::Reason;
 use nowconnect_proto::flow::Ending;
+use nowconnect_proto::{Reason, TraceContext};
 
 use super::SocketFlow;
 
@@ -64,4 +64,9 @@ pub trait FlowEvents: Send + Sync {
     /// The other end knows that the flow ended, or will not be told: it can be forgotten. The call
     /// may overtake that of [`closed`](FlowEvents::closed).
     fn over(&self, _flow: &Arc<SocketFlow>) {}
+
+    /// Origin: the span that its OPENs tell of, where the flow is traced. Asked with the flow locked.
+    fn trace(&self) -> Option<TraceContext> {
+        None
+    }
 }

@@ -129,6 +129,7 @@ impl SocketFlow {
                     destination: self.label.destination.to_string(),
                     agent: state.agent.as_deref().unwrap_or_default().to_owned(),
                     attempt: state.flow.attempt(),
+                    trace: self.events.trace(),
                 }),
             },
             Step::OpenAck { received, limit } => Frame::OpenAck {

@@ -185,6 +185,7 @@ async fn a_burst_of_refusals_leaves_the_link_alone() {
             destination: String::new(),
             agent: String::new(),
             attempt: 0,
+            trace: None,
         };
         let id = FlowId(id);
         let frame = Frame::Open {

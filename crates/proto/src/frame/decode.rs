@@ -5,10 +5,11 @@ use bytes::{Buf, Bytes};
 use super::{
     DATA_OFFSET_LEN, FLAG_FRESH, FLAG_MORE, FLAG_RESUME, Frame, FrameError, HEADER_LEN,
     MAX_JSON_BODY, MAX_NAME, MAX_OPTION, MAX_OPTIONS, OPTION_AGENT, OPTION_ATTEMPT, OPTION_CLIENT,
-    OPTION_DESTINATION, OPTION_LISTENER, Open, OpenMode, kind,
+    OPTION_DESTINATION, OPTION_LISTENER, OPTION_TRACE, Open, OpenMode, kind,
 };
 use crate::close::Reason;
 use crate::ids::{Cid, FlowId, Secret};
+use crate::trace::TraceContext;
 
 /// Takes the next frame off a message; `None` when the message is used up. Frames of unknown type
 /// are skipped. A DATA payload shares the message's memory.
@@ -152,6 +153,7 @@ fn decode_open(flags: u8, fields: &mut Fields) -> Option<Open> {
         destination: String::new(),
         agent: String::new(),
         attempt: 0,
+        trace: None,
     };
     let len = usize::from(fields.u8()?);
     open.connector = fields.text(len, MAX_NAME)?;
@@ -166,6 +168,11 @@ fn decode_open(flags: u8, fields: &mut Fields) -> Option<Open> {
             OPTION_DESTINATION => open.destination = fields.text(len, MAX_OPTION)?,
             OPTION_AGENT => open.agent = fields.text(len, MAX_OPTION)?,
             OPTION_ATTEMPT => open.attempt = Fields(fields.bytes(len)?).u32()?,
+            // What makes no sense leaves the flow untraced, and alone.
+            OPTION_TRACE if len <= MAX_OPTION => {
+                let text = fields.bytes(len)?;
+                open.trace = str::from_utf8(&text).ok().and_then(TraceContext::parse);
+            }
             _ => drop(fields.bytes(len)?),
         }
     }

@@ -4,8 +4,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
     DATA_OFFSET_LEN, FLAG_FRESH, FLAG_MORE, FLAG_RESUME, Frame, MAX_NAME, MAX_OPTION, OPTION_AGENT,
-    OPTION_ATTEMPT, OPTION_CLIENT, OPTION_DESTINATION, OPTION_LISTENER, Open, OpenMode,
-    QUERY_NUMBER_LEN, kind,
+    OPTION_ATTEMPT, OPTION_CLIENT, OPTION_DESTINATION, OPTION_LISTENER, OPTION_TRACE, Open,
+    OpenMode, QUERY_NUMBER_LEN, kind,
 };
 use crate::close::Reason;
 use crate::ids::FlowId;
@@ -110,11 +110,13 @@ fn put_reason(out: &mut BytesMut, kind: u8, id: FlowId, reason: Reason) {
 
 fn encode_open(out: &mut BytesMut, id: FlowId, open: &Open) {
     let connector = cut(&open.connector, MAX_NAME);
+    let trace = open.trace.map(|trace| trace.to_string());
     let options = [
         (OPTION_CLIENT, cut(&open.client, MAX_OPTION)),
         (OPTION_LISTENER, cut(&open.listener, MAX_OPTION)),
         (OPTION_AGENT, cut(&open.agent, MAX_OPTION)),
         (OPTION_DESTINATION, cut(&open.destination, MAX_OPTION)),
+        (OPTION_TRACE, trace.as_deref().unwrap_or_default()),
     ];
     let options = || options.iter().filter(|(_, value)| !value.is_empty());
     let again = open.attempt > 0;

@@ -127,6 +127,7 @@ fn frame_of(step: Step) -> Frame {
                 destination: String::new(),
                 agent: String::new(),
                 attempt: 0,
+                trace: None,
             }),
         },
         Step::OpenAck { received, limit } => Frame::OpenAck {

@@ -124,6 +124,7 @@ pub(crate) fn frame_of(id: FlowId, step: Step) -> Frame {
                 destination: String::new(),
                 agent: String::new(),
                 attempt: 0,
+                trace: None,
             }),
         },
         Step::OpenAck { received, limit } => Frame::OpenAck {

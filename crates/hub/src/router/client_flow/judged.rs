@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use nowconnect_link::endpoint::SocketFlow;
+use nowconnect_link::trace::Kind;
 use nowconnect_proto::Reason;
 
 use super::ClientFlow;
@@ -46,6 +47,10 @@ impl ClientFlow {
 
     /// The client waits, unread, and nobody else has heard of it.
     pub(super) fn await_decision(&self, path: Path, pending: Pending) {
+        self.traced(|trace| {
+            trace.stage("pdp", Kind::Client);
+            trace.set("nowconnect.agent.id", &path.holder().agent_id);
+        });
         // What is not listed any more is over.
         let Some(Entry { flow, client }) = self.router.entry(self.cid) else {
             return;
@@ -62,6 +67,9 @@ impl ClientFlow {
 
     fn decided(&self, flow: &Arc<SocketFlow>, path: Path, decision: Result<Pass, Refused>) {
         let agent_id = path.holder().agent_id;
+        if decision.is_err() {
+            self.traced(|trace| trace.fail_stage(ListenerError::PdpDenied.as_str()));
+        }
         {
             let mut route = self.route.lock();
             route.judged = false;

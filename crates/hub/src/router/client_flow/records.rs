@@ -1,4 +1,4 @@
-//! What the log and the audit trail say of a flow.
+//! What log, audit trail and trace say of a flow.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use nowconnect_link::endpoint::Summary;
 
 use super::ClientFlow;
+use crate::flow_trace;
 use crate::pdp::Pass;
 use crate::router::orphans::Holder;
 use crate::router::paths::Place;
@@ -46,6 +47,15 @@ impl ClientFlow {
             token: route.token.clone(),
             epoch: route.epoch,
         }
+    }
+
+    /// What its trace is told when the client has reached its target.
+    pub(super) fn trace_opened(&self) {
+        if self.trace.is_none() {
+            return;
+        }
+        let ends = self.ends();
+        self.traced(|trace| flow_trace::opened(trace, ends.agent_id(), ends.owner(), ends.epoch()));
     }
 
     /// The record that the client reached its target: should this hub die, the only one of the flow.

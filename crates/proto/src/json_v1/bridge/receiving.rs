@@ -97,6 +97,7 @@ impl Bridge {
             destination: String::new(),
             agent: String::new(),
             attempt: 0,
+            trace: None,
         });
         out.frames.push(Frame::Open {
             id: FlowId(id),

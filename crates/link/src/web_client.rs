@@ -1,4 +1,4 @@
-//! The one HTTP client of the hub: for key documents and policy decisions. Everything that a server
+//! The one HTTP client: for key documents, policy decisions and spans. Everything that a server
 //! can send is bounded; redirects are not followed, and no proxy is used.
 
 use std::error::Error;
@@ -14,8 +14,9 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use nowconnect_link::tls::{CertificateFault, ClientFiles, LiveClientConfig, Roots, TlsError};
 use rustls::{ClientConfig, RootCertStore};
+
+use crate::tls::{CertificateFault, ClientFiles, LiveClientConfig, Roots, TlsError};
 
 /// How long a connection without a request is kept: less than servers usually do.
 const KEPT: Duration = Duration::from_secs(20);
@@ -51,7 +52,7 @@ pub enum WebError {
 
 /// An HTTP/1.1 client for `http://` and `https://`.
 #[derive(Debug)]
-pub(crate) struct WebClient {
+pub struct WebClient {
     client: ArcSwap<HttpClient>,
     connect_timeout: Duration,
     kept: usize,
@@ -61,7 +62,7 @@ type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 impl WebClient {
     /// A client that trusts servers by `tls` and keeps up to `kept` idle connections to each.
-    pub(crate) fn new(tls: ClientConfig, connect_timeout: Duration, kept: usize) -> Self {
+    pub fn new(tls: ClientConfig, connect_timeout: Duration, kept: usize) -> Self {
         Self {
             client: ArcSwap::from_pointee(http_client(tls, connect_timeout, kept)),
             connect_timeout,
@@ -70,7 +71,7 @@ impl WebClient {
     }
 
     /// Decides from the next request on which servers are trusted.
-    pub(crate) fn trust(&self, tls: ClientConfig) {
+    pub fn trust(&self, tls: ClientConfig) {
         let client = http_client(tls, self.connect_timeout, self.kept);
         self.client.store(Arc::new(client));
     }
@@ -79,7 +80,7 @@ impl WebClient {
     ///
     /// # Errors
     /// There is none; see [`WebError`].
-    pub(crate) async fn send(
+    pub async fn send(
         &self,
         request: Request<Full<Bytes>>,
         most: usize,
@@ -134,7 +135,7 @@ fn http_client(mut tls: ClientConfig, connect_timeout: Duration, kept: usize) ->
 ///
 /// # Errors
 /// The certificates cannot be read.
-pub(crate) fn trust(https: bool, bundle: Option<&Path>) -> Result<ClientConfig, TlsError> {
+pub fn trust(https: bool, bundle: Option<&Path>) -> Result<ClientConfig, TlsError> {
     if !https {
         return no_trust();
     }
