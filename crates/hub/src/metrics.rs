@@ -7,17 +7,19 @@ mod audit;
 mod flows;
 mod mesh;
 mod open_times;
+mod shared;
 mod tunnels;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nowconnect_link::metrics::{BoundedNames, Catalog, TraceMetrics};
 use parking_lot::{Mutex, RwLock};
 use prometheus_client::registry::Registry;
+
+use shared::Shared;
 
 pub use audit::AuditMetrics;
 pub use flows::{ConnectorMetrics, FlowMetrics, ListenerError};
@@ -30,8 +32,6 @@ pub use tunnels::TunnelMetrics;
 
 /// Distinct connector names, agent ids or peers that get series of their own.
 const NAMES_PER_KIND: usize = 1024;
-/// How old the text may be that strangers get.
-const SHARED_FOR: Duration = Duration::from_secs(1);
 
 type Refresh = Box<dyn Fn(&Metrics) + Send + Sync>;
 
@@ -53,8 +53,7 @@ pub struct Metrics {
     peer_names: BoundedNames,
     connectors: Mutex<HashMap<String, Arc<ConnectorMetrics>>>,
     refresh: RwLock<Vec<Refresh>>,
-    /// What strangers were told last, by [`Format`].
-    shared: [Mutex<Option<(Instant, Bytes)>>; 2],
+    shared: Shared,
 }
 
 impl Metrics {
@@ -79,7 +78,7 @@ impl Metrics {
             peer_names: BoundedNames::new(NAMES_PER_KIND),
             connectors: Mutex::default(),
             refresh: RwLock::default(),
-            shared: Default::default(),
+            shared: Shared::default(),
         })
     }
 
@@ -117,23 +116,6 @@ impl Metrics {
         self.refresh.write().push(Box::new(refresh));
     }
 
-    /// The text of all metrics for strangers, who ask as often as they like and read as slowly: as it
-    /// was within the last second, and one for all of them.
-    ///
-    /// # Errors
-    /// Only if a metric cannot be written as text.
-    pub fn render_shared(&self, format: Format) -> Result<Bytes, fmt::Error> {
-        let mut shared = self.shared[format as usize].lock();
-        if let Some((at, text)) = &*shared
-            && at.elapsed() < SHARED_FOR
-        {
-            return Ok(text.clone());
-        }
-        let text = Bytes::from(self.render(format)?);
-        *shared = Some((Instant::now(), text.clone()));
-        Ok(text)
-    }
-
     /// The text of all metrics.
     ///
     /// # Errors
@@ -143,6 +125,14 @@ impl Metrics {
             refresh(self);
         }
         format.encode(&self.registry)
+    }
+
+    /// The same for strangers, who ask as often as they like: written four times a second at most.
+    ///
+    /// # Errors
+    /// Only if a metric cannot be written as text.
+    pub fn render_shared(&self, format: Format) -> Result<Bytes, fmt::Error> {
+        self.shared.text(format, || self.render(format))
     }
 }
 

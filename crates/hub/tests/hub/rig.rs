@@ -76,7 +76,7 @@ impl Rig {
     }
 
     pub(crate) async fn scrape(&self) -> Scrape {
-        // Strangers are told what was so within the last second.
+        // Strangers may be told what was so a moment ago.
         let metrics = self.hub.metrics().render(Format::Prometheus).unwrap();
         Scrape::parse(&metrics).unwrap()
     }
