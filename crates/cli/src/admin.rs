@@ -111,6 +111,33 @@ impl Admin {
         self.ask(Method::POST, path, Some(body)).await
     }
 
+    /// The pages of the list `what` as one, from `cursor` on: all of them, or the first that has
+    /// something on it.
+    pub(crate) async fn pages(
+        &self,
+        what: &str,
+        keys: &[(&str, Option<&str>)],
+        mut cursor: Option<String>,
+        all: bool,
+    ) -> anyhow::Result<Value> {
+        let mut entries = Vec::new();
+        loop {
+            let keys = [keys, &[("cursor", cursor.as_deref())]].concat();
+            let mut page = self.get(&query(what, &keys)).await?;
+            let Value::Array(more) = page[what].take() else {
+                bail!("the hub's answer has no {what}: is it of the same version?");
+            };
+            entries.extend(more);
+            let next = page["next"].as_str().map(str::to_owned);
+            if next.is_none() || !(all || entries.is_empty()) {
+                page[what] = entries.into();
+                return Ok(page);
+            }
+            ensure!(next > cursor, "the hub repeats a page");
+            cursor = next;
+        }
+    }
+
     async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
         let answered = timeout(DEADLINE, self.send(method, path, body)).await;
         let (status, body) = answered

@@ -1,7 +1,7 @@
 //! `nowconnect agents`: agents, and what may be done with their tunnels.
 
-use anyhow::{anyhow, ensure};
-use serde_json::{Value, json};
+use anyhow::anyhow;
+use serde_json::Value;
 
 use crate::admin::{Access, Admin, query};
 use crate::cells::{list, silent, word};
@@ -97,32 +97,16 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
 fn show(args: &List) -> Result<(), Failure> {
     let admin = Admin::new(&args.access)?;
-    let look = async || all(&admin, args.connector.as_deref()).await;
+    let keys = [
+        ("limit", Some("1000")),
+        ("connector", args.connector.as_deref()),
+    ];
+    let look = async || admin.pages("agents", &keys, None, true).await;
     let describe = |report: &Value, screen: &Screen, _: Option<usize>| {
         agent_table(&report["agents"]).render(screen) + &silent(report)
     };
     block_on(Screen::new().show(args.how, look, describe))??;
     Ok(())
-}
-
-async fn all(admin: &Admin, connector: Option<&str>) -> anyhow::Result<Value> {
-    let (mut agents, mut cursor) = (Vec::new(), None::<String>);
-    loop {
-        let keys = [
-            ("limit", Some("1000")),
-            ("connector", connector),
-            ("cursor", cursor.as_deref()),
-        ];
-        let mut page = admin.get(&query("agents", &keys)).await?;
-        agents.extend_from_slice(list(&page["agents"]));
-        let next = page["next"].as_str().map(str::to_owned);
-        if next.is_none() {
-            page["agents"] = json!(agents);
-            return Ok(page);
-        }
-        ensure!(next > cursor, "the hub repeats a page");
-        cursor = next;
-    }
 }
 
 fn order(which: &Which, action: &str) -> Result<(), Failure> {

@@ -1,9 +1,8 @@
 //! `nowconnect flows`: the connections of clients, page by page.
 
-use anyhow::Context as _;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::admin::{Access, Admin, query};
+use crate::admin::{Access, Admin};
 use crate::cells::{age_ms, bytes, list, row, silent, word};
 use crate::failure::Failure;
 use crate::runtime::block_on;
@@ -71,41 +70,21 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One page that has something on it, or all pages as one.
 async fn fetch(admin: &Admin, args: &Args) -> anyhow::Result<Value> {
     let limit = if args.all { 1000 } else { args.limit }.to_string();
-    let mut cursor = args.cursor.clone();
-    let mut flows = Vec::new();
-    loop {
-        let path = query(
-            "flows",
-            &[
-                ("connector", args.connector.as_deref()),
-                ("agent", args.agent.as_deref()),
-                ("client", args.client.as_deref()),
-                ("listener", args.listener.as_deref()),
-                ("hub", args.hub.as_deref()),
-                ("cid", args.cid.as_deref()),
-                ("state", args.state.as_deref()),
-                ("limit", Some(&limit)),
-                ("cursor", cursor.as_deref()),
-                ("scope", args.this_hub.then_some("hub")),
-            ],
-        );
-        let mut page = admin.get(&path).await?;
-        let Value::Array(more) = page["flows"].take() else {
-            anyhow::bail!("the hub's answer has no flows: is it of the same version?");
-        };
-        flows.extend(more);
-        let next = page["next"].as_str().map(str::to_owned);
-        if next.is_none() || !(args.all || flows.is_empty()) {
-            page["flows"] = json!(flows);
-            return Ok(page);
-        }
-        let stuck = next <= cursor;
-        cursor = next;
-        (!stuck).then_some(()).context("the hub repeats a page")?;
-    }
+    let keys = [
+        ("connector", args.connector.as_deref()),
+        ("agent", args.agent.as_deref()),
+        ("client", args.client.as_deref()),
+        ("listener", args.listener.as_deref()),
+        ("hub", args.hub.as_deref()),
+        ("cid", args.cid.as_deref()),
+        ("state", args.state.as_deref()),
+        ("limit", Some(&*limit)),
+        ("scope", args.this_hub.then_some("hub")),
+    ];
+    let cursor = args.cursor.clone();
+    admin.pages("flows", &keys, cursor, args.all).await
 }
 
 fn tables(report: &Value, screen: &Screen, width: Option<usize>) -> String {
@@ -152,6 +131,8 @@ fn tables(report: &Value, screen: &Screen, width: Option<usize>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

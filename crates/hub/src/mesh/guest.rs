@@ -303,12 +303,7 @@ impl LinkEvents for Events {
         match frame {
             // The peer opens no more flows and closes the link when those there are have ended.
             Frame::GoAway { .. } => link.leave(),
-            frame => {
-                if !questions::heed(&self.mesh, link, &self.asker, frame) {
-                    self.on_protocol_error(link, "unexpected_frame");
-                    link.close(Reason::ProtocolError);
-                }
-            }
+            frame => questions::heed(&self.mesh, link, &self.asker, frame),
         }
     }
 

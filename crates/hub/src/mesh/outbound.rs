@@ -462,12 +462,7 @@ impl LinkEvents for Events {
                 // Nobody reads a second one.
                 let _ = self.goaways.try_send(reason);
             }
-            frame => {
-                if !questions::heed(&self.mesh, link, &self.asker, frame) {
-                    self.on_protocol_error(link, "unexpected_frame");
-                    link.close(Reason::ProtocolError);
-                }
-            }
+            frame => questions::heed(&self.mesh, link, &self.asker, frame),
         }
     }
 

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nowconnect_link::session::Link;
-use nowconnect_proto::Frame;
 use nowconnect_proto::bucket::Bucket;
 use nowconnect_proto::frame::{MAX_JSON_BODY, QUERY_NUMBER_LEN};
+use nowconnect_proto::{Frame, Reason};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -253,10 +253,10 @@ impl Question {
     }
 }
 
-/// Follows QUERY and ANSWER; false when `frame` is neither, or too long a question.
-pub(super) fn heed(mesh: &Weak<Mesh>, link: &Arc<Link>, asker: &Asker, frame: Frame) -> bool {
+/// Follows QUERY and ANSWER. A link that brings another `frame`, or too long a question, is closed.
+pub(super) fn heed(mesh: &Weak<Mesh>, link: &Arc<Link>, asker: &Asker, frame: Frame) {
     let Some(mesh) = mesh.upgrade() else {
-        return true;
+        return;
     };
     match frame {
         Frame::Answer { number, more, body } => mesh.asked.take_in(link, number, more, &body),
@@ -272,7 +272,9 @@ pub(super) fn heed(mesh: &Weak<Mesh>, link: &Arc<Link>, asker: &Asker, frame: Fr
             };
             mesh.tell(|events| events.on_question(question));
         }
-        _ => return false,
+        _ => {
+            mesh.count_offence(link, "unexpected_frame");
+            link.close(Reason::ProtocolError);
+        }
     }
-    true
 }
