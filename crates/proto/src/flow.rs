@@ -30,7 +30,8 @@ use bytes::Bytes;
 
 use crate::byte_queue::ByteQueue;
 use crate::close::Reason;
-use crate::frame::OpenMode;
+use crate::frame::{Frame, Open, OpenMode};
+use crate::ids::FlowId;
 
 pub use farewell::Ending;
 
@@ -78,6 +79,37 @@ pub enum Step {
     Rst {
         reason: Reason,
     },
+}
+
+impl Step {
+    /// The frame of flow `id` that says so. What the flow does not know of its OPEN, `open` adds to
+    /// the mode, to what was received, and to the limit.
+    pub fn into_frame(self, id: FlowId, open: impl FnOnce(OpenMode, u64, u64) -> Open) -> Frame {
+        match self {
+            Self::Open {
+                mode,
+                received,
+                limit,
+            } => Frame::Open {
+                id,
+                open: Box::new(open(mode, received, limit)),
+            },
+            Self::OpenAck { received, limit } => Frame::OpenAck {
+                id,
+                received,
+                limit,
+            },
+            Self::Refuse { reason } => Frame::Refuse { id, reason },
+            Self::Data { offset, payload } => Frame::Data {
+                id,
+                offset,
+                payload,
+            },
+            Self::Fin { offset } => Frame::Fin { id, offset },
+            Self::Credit { acked, limit } => Frame::Credit { id, acked, limit },
+            Self::Rst { reason } => Frame::Rst { id, reason },
+        }
+    }
 }
 
 /// What became of the payload of a DATA frame, in bytes.

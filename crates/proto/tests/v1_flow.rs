@@ -115,51 +115,21 @@ impl End {
     }
 
     fn frame(&self, step: Step) -> Frame {
-        match step {
-            Step::Open {
-                mode,
-                received,
-                limit,
-            } => {
-                let open = Open {
-                    cid: self.cid,
-                    secret: Secret([1; 16]),
-                    epoch: 1,
-                    mode,
-                    received,
-                    limit,
-                    connector: "ldap".into(),
-                    client: String::new(),
-                    listener: String::new(),
-                    destination: String::new(),
-                    agent: String::new(),
-                    attempt: 0,
-                    trace: None,
-                };
-                Frame::Open {
-                    id: ID,
-                    open: Box::new(open),
-                }
-            }
-            Step::OpenAck { received, limit } => Frame::OpenAck {
-                id: ID,
-                received,
-                limit,
-            },
-            Step::Refuse { reason } => Frame::Refuse { id: ID, reason },
-            Step::Data { offset, payload } => Frame::Data {
-                id: ID,
-                offset,
-                payload,
-            },
-            Step::Fin { offset } => Frame::Fin { id: ID, offset },
-            Step::Credit { acked, limit } => Frame::Credit {
-                id: ID,
-                acked,
-                limit,
-            },
-            Step::Rst { reason } => Frame::Rst { id: ID, reason },
-        }
+        step.into_frame(ID, |mode, received, limit| Open {
+            cid: self.cid,
+            secret: Secret([1; 16]),
+            epoch: 1,
+            mode,
+            received,
+            limit,
+            connector: "ldap".into(),
+            client: String::new(),
+            listener: String::new(),
+            destination: String::new(),
+            agent: String::new(),
+            attempt: 0,
+            trace: None,
+        })
     }
 
     fn receive(&mut self, text: &str) {

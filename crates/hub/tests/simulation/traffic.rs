@@ -192,45 +192,21 @@ fn frame_of(
     agent: String,
     attempt: u32,
 ) -> Frame {
-    let id = FlowId(number);
-    match step {
-        Step::Open {
-            mode,
-            received,
-            limit,
-        } => Frame::Open {
-            id,
-            open: Box::new(Open {
-                cid: cid(name),
-                secret: secret(name),
-                epoch,
-                mode,
-                received,
-                limit,
-                connector: connector.to_owned(),
-                client: String::new(),
-                listener: String::new(),
-                destination: String::new(),
-                agent,
-                attempt,
-                trace: None,
-            }),
-        },
-        Step::OpenAck { received, limit } => Frame::OpenAck {
-            id,
-            received,
-            limit,
-        },
-        Step::Refuse { reason } => Frame::Refuse { id, reason },
-        Step::Data { offset, payload } => Frame::Data {
-            id,
-            offset,
-            payload,
-        },
-        Step::Fin { offset } => Frame::Fin { id, offset },
-        Step::Credit { acked, limit } => Frame::Credit { id, acked, limit },
-        Step::Rst { reason } => Frame::Rst { id, reason },
-    }
+    step.into_frame(FlowId(number), |mode, received, limit| Open {
+        cid: cid(name),
+        secret: secret(name),
+        epoch,
+        mode,
+        received,
+        limit,
+        connector: connector.to_owned(),
+        client: String::new(),
+        listener: String::new(),
+        destination: String::new(),
+        agent,
+        attempt,
+        trace: None,
+    })
 }
 
 /// A relay's way out.

@@ -106,62 +106,35 @@ impl SocketFlow {
     }
 
     fn put_step(&self, state: &mut State, step: Step, put: &mut dyn FnMut(Frame)) -> usize {
-        let id = state.id;
         let counters = &self.engine.counters;
         let mut size = 0;
-        put(match step {
-            Step::Open {
-                mode,
-                received,
-                limit,
-            } => Frame::Open {
-                id,
-                open: Box::new(Open {
-                    cid: self.cid,
-                    secret: self.secret,
-                    epoch: state.epoch,
-                    mode,
-                    received,
-                    limit,
-                    connector: self.label.connector.to_string(),
-                    client: self.label.client.to_string(),
-                    listener: self.label.listener.to_string(),
-                    destination: self.label.destination.to_string(),
-                    agent: state.agent.as_deref().unwrap_or_default().to_owned(),
-                    attempt: state.flow.attempt(),
-                    trace: self.events.trace(),
-                }),
-            },
-            Step::OpenAck { received, limit } => Frame::OpenAck {
-                id,
-                received,
-                limit,
-            },
-            Step::Data { offset, payload } => {
-                size = payload.len();
-                Frame::Data {
-                    id,
-                    offset,
-                    payload,
-                }
-            }
-            Step::Credit { acked, limit } => Frame::Credit { id, acked, limit },
-            Step::Fin { offset } => {
+        match &step {
+            Step::Data { payload, .. } => size = payload.len(),
+            Step::Fin { .. } => {
                 counters.fin_sent.inc();
-                Frame::Fin { id, offset }
             }
-            Step::Refuse { reason } => {
+            // A confirmation is not another reset.
+            Step::Rst { reason } if *reason == Reason::UnknownFlow => {}
+            Step::Refuse { .. } | Step::Rst { .. } => {
                 counters.rst_sent.inc();
-                Frame::Refuse { id, reason }
             }
-            Step::Rst { reason } => {
-                if reason != Reason::UnknownFlow {
-                    // A confirmation is not another reset.
-                    counters.rst_sent.inc();
-                }
-                Frame::Rst { id, reason }
-            }
-        });
+            _ => {}
+        }
+        put(step.into_frame(state.id, |mode, received, limit| Open {
+            cid: self.cid,
+            secret: self.secret,
+            epoch: state.epoch,
+            mode,
+            received,
+            limit,
+            connector: self.label.connector.to_string(),
+            client: self.label.client.to_string(),
+            listener: self.label.listener.to_string(),
+            destination: self.label.destination.to_string(),
+            agent: state.agent.as_deref().unwrap_or_default().to_owned(),
+            attempt: state.flow.attempt(),
+            trace: self.events.trace(),
+        }));
         size
     }
 

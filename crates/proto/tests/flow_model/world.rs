@@ -107,48 +107,21 @@ impl End {
 }
 
 fn frame_of(step: Step) -> Frame {
-    match step {
-        Step::Open {
-            mode,
-            received,
-            limit,
-        } => Frame::Open {
-            id: ID,
-            open: Box::new(Open {
-                cid: Cid([1; 16]),
-                secret: Secret([2; 16]),
-                epoch: 1,
-                mode,
-                received,
-                limit,
-                connector: "ldap".into(),
-                client: String::new(),
-                listener: String::new(),
-                destination: String::new(),
-                agent: String::new(),
-                attempt: 0,
-                trace: None,
-            }),
-        },
-        Step::OpenAck { received, limit } => Frame::OpenAck {
-            id: ID,
-            received,
-            limit,
-        },
-        Step::Refuse { reason } => Frame::Refuse { id: ID, reason },
-        Step::Data { offset, payload } => Frame::Data {
-            id: ID,
-            offset,
-            payload,
-        },
-        Step::Fin { offset } => Frame::Fin { id: ID, offset },
-        Step::Credit { acked, limit } => Frame::Credit {
-            id: ID,
-            acked,
-            limit,
-        },
-        Step::Rst { reason } => Frame::Rst { id: ID, reason },
-    }
+    step.into_frame(ID, |mode, received, limit| Open {
+        cid: Cid([1; 16]),
+        secret: Secret([2; 16]),
+        epoch: 1,
+        mode,
+        received,
+        limit,
+        connector: "ldap".into(),
+        client: String::new(),
+        listener: String::new(),
+        destination: String::new(),
+        agent: String::new(),
+        attempt: 0,
+        trace: None,
+    })
 }
 
 /// Both ends and the path between them.

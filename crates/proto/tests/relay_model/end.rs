@@ -104,42 +104,19 @@ impl End {
 }
 
 pub(crate) fn frame_of(id: FlowId, step: Step) -> Frame {
-    match step {
-        Step::Open {
-            mode,
-            received,
-            limit,
-        } => Frame::Open {
-            id,
-            open: Box::new(Open {
-                cid: Cid([1; 16]),
-                secret: Secret([2; 16]),
-                epoch: 1,
-                mode,
-                received,
-                limit,
-                connector: "ldap".into(),
-                client: String::new(),
-                listener: String::new(),
-                destination: String::new(),
-                agent: String::new(),
-                attempt: 0,
-                trace: None,
-            }),
-        },
-        Step::OpenAck { received, limit } => Frame::OpenAck {
-            id,
-            received,
-            limit,
-        },
-        Step::Refuse { reason } => Frame::Refuse { id, reason },
-        Step::Data { offset, payload } => Frame::Data {
-            id,
-            offset,
-            payload,
-        },
-        Step::Fin { offset } => Frame::Fin { id, offset },
-        Step::Credit { acked, limit } => Frame::Credit { id, acked, limit },
-        Step::Rst { reason } => Frame::Rst { id, reason },
-    }
+    step.into_frame(id, |mode, received, limit| Open {
+        cid: Cid([1; 16]),
+        secret: Secret([2; 16]),
+        epoch: 1,
+        mode,
+        received,
+        limit,
+        connector: "ldap".into(),
+        client: String::new(),
+        listener: String::new(),
+        destination: String::new(),
+        agent: String::new(),
+        attempt: 0,
+        trace: None,
+    })
 }
