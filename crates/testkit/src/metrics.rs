@@ -70,15 +70,6 @@ impl Scrape {
     pub fn help(&self, family: &str) -> Option<&str> {
         self.help.get(family).map(String::as_str)
     }
-
-    /// The values that a label of `name` takes.
-    pub fn label_values(&self, name: &str, label: &str) -> Vec<&str> {
-        let of_name = self.samples.iter().filter(|sample| sample.name == name);
-        of_name
-            .filter_map(|sample| sample.labels.get(label))
-            .map(String::as_str)
-            .collect()
-    }
 }
 
 impl Sample {

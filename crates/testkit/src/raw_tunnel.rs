@@ -90,14 +90,6 @@ impl RawTunnel {
         Ok(self.socket.send(Message::text(text)).await?)
     }
 
-    /// Sends a binary message, which version 1 does not know.
-    ///
-    /// # Errors
-    /// When the WebSocket is broken.
-    pub async fn send_binary(&mut self, bytes: Vec<u8>) -> Result<()> {
-        Ok(self.socket.send(Message::binary(bytes)).await?)
-    }
-
     /// Sends payload of a flow.
     ///
     /// # Errors

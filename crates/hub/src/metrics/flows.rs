@@ -272,16 +272,6 @@ impl ConnectorMetrics {
         }
     }
 
-    /// Flows reset because the queue towards the client was full.
-    pub fn overflow_to_client(&self) -> &Counter {
-        &self.queue_overflow[0]
-    }
-
-    /// Flows reset because the queue towards the agent was full.
-    pub fn overflow_to_agent(&self) -> &Counter {
-        &self.queue_overflow[1]
-    }
-
     /// Decisions to allow.
     pub fn pdp_allow(&self) -> &Counter {
         &self.pdp[0]

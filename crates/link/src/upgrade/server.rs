@@ -64,12 +64,6 @@ impl Offer {
             .find(|name| self.protocols.iter().any(|offer| offer == name))
     }
 
-    /// Whether the client named any subprotocol.
-    #[must_use]
-    pub fn has_protocols(&self) -> bool {
-        !self.protocols.is_empty()
-    }
-
     /// The 101 answer, and what waits for hyper to have sent it. `request` is the one that was
     /// judged; the connection must be served `with_upgrades`.
     pub fn accept<B>(
