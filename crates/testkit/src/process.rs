@@ -130,16 +130,19 @@ impl Process {
         self.child.kill().await.context("kill")
     }
 
-    /// Resident memory in bytes.
+    /// Resident memory of its own, in bytes. Pages of files do not count: that code runs for the
+    /// first time is no growth.
     ///
     /// # Errors
     /// When the process is gone.
     pub fn resident_bytes(&self) -> Result<u64> {
         let status = program::read(Path::new(&format!("/proc/{}/status", self.pid)))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
         let kib = line
             .and_then(|line| line.trim().strip_suffix("kB"))
-            .context("no VmRSS")?;
+            .context("no RssAnon")?;
         Ok(kib.trim().parse::<u64>()? * 1024)
     }
 
