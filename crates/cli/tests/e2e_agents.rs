@@ -100,12 +100,7 @@ async fn every_connector_leads_to_its_own_target() -> Result<()> {
 async fn flows_go_to_the_agent_that_has_the_fewest() -> Result<()> {
     let (lab, one, two) = (lab()?, Target::echo().await?, Target::echo().await?);
     let hub = lab.hub("hub-a").listener("echo").start().await?;
-    let _one = lab
-        .agent("site-1")
-        .to(&hub)
-        .target("echo", one.addr())
-        .start()
-        .await?;
+    let _one = lab.attach(&hub, &[("echo", one.addr())]).await?;
     let mut clients = Vec::new();
     for stream in 0..4 {
         clients.push(hub.connect("echo").await?);
@@ -130,12 +125,7 @@ async fn a_refusing_agent_is_passed_over_while_the_client_waits() -> Result<()> 
     let (lab, server) = (lab()?, Target::echo().await?);
     let hub = lab.hub("hub-a").listener("echo").start().await?;
     let nobody = ports::local(ports::reserve()?);
-    let _bad = lab
-        .agent("site-1")
-        .to(&hub)
-        .target("echo", nobody)
-        .start()
-        .await?;
+    let _bad = lab.attach(&hub, &[("echo", nobody)]).await?;
     let _good = lab
         .agent("site-2")
         .to(&hub)
@@ -154,12 +144,7 @@ async fn a_second_process_with_the_same_id_takes_over_at_once_and_a_fight_is_dam
 {
     let (lab, one, two) = (lab()?, Target::echo().await?, Target::echo().await?);
     let hub = lab.hub("hub-a").listener("echo").start().await?;
-    let mut first = lab
-        .agent("site-1")
-        .to(&hub)
-        .target("echo", one.addr())
-        .start()
-        .await?;
+    let mut first = lab.attach(&hub, &[("echo", one.addr())]).await?;
     let second = lab.agent("site-1").instance("site-1-twin").to(&hub);
     let second = second.target("echo", two.addr()).start().await?;
     echo(&mut hub.connect("echo").await?, Pattern(1), 0, 10).await?;

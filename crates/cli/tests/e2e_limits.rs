@@ -37,12 +37,7 @@ async fn limits_hold_in_all_per_listener_and_per_client() -> Result<()> {
     let hub = lab.hub("hub-a").listener("echo");
     let hub = hub.listener_with("small", "echo", json!({ "max_conn": 1 }));
     let hub = hub.set("limits.max_conn_total", 4).start().await?;
-    let _agent = lab
-        .agent("site-1")
-        .to(&hub)
-        .target("echo", server.addr())
-        .start()
-        .await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     let one = served(&hub, "small").await?;
     turned_away(&hub, "small", "max_conn_listener").await?;
     let more = [
@@ -80,12 +75,7 @@ async fn networks_are_kept_out() -> Result<()> {
     let hub = lab.hub("hub-a").listener("echo");
     let closed = json!({ "allow_cidrs": ["10.0.0.0/8", "2001:db8::/32"] });
     let hub = hub.listener_with("closed", "echo", closed).start().await?;
-    let _agent = lab
-        .agent("site-1")
-        .to(&hub)
-        .target("echo", server.addr())
-        .start()
-        .await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     served(&hub, "echo").await?;
     turned_away(&hub, "closed", "cidr_blocked").await?;
     let event = hub.log().wait_event("cidr_blocked").await?;
@@ -107,12 +97,7 @@ async fn the_proxy_header_names_the_client_and_is_not_payload() -> Result<()> {
         .set("tunnel.trusted_proxies", json!(["127.0.0.0/8"]))
         .start()
         .await?;
-    let _agent = lab
-        .agent("site-1")
-        .to(&hub)
-        .target("echo", server.addr())
-        .start()
-        .await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
 
     let v2 = [
         &b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"[..],
@@ -156,12 +141,7 @@ async fn idle_flows_end_and_busy_ones_do_not() -> Result<()> {
         .listener("echo")
         .listener_with("short", "echo", short);
     let hub = hub.start().await?;
-    let _agent = lab
-        .agent("site-1")
-        .to(&hub)
-        .target("echo", server.addr())
-        .start()
-        .await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     let mut patient = served(&hub, "echo").await?;
     let (mut idle, mut busy) = (served(&hub, "short").await?, served(&hub, "short").await?);
     let start = Instant::now();

@@ -63,6 +63,7 @@ async fn round_trips_beside_bulk(way: Way) -> Result<()> {
         let turn = echo(&mut client, Pattern(1), u64::from(round) * 64, 64);
         within("an answer", turn).await??;
         times.push(start.elapsed());
+        // People pause: the rounds are to sample the whole time, not its first second.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let rate = (proxy.bytes(way) - carried) as f64 / began.elapsed().as_secs_f64();

@@ -186,177 +186,114 @@ fn a_proof_for_one_kind_of_request_serves_for_no_other() {
 /// Name, proof, reason.
 type Case = (&'static str, String, Reason);
 
+/// Another value of one key: name, key, value, reason.
+type Change = (&'static str, &'static str, Value, Reason);
+
 fn bad_headers(agent: &Agent) -> Vec<Case> {
     use Reason::*;
-    let header = || agent.header();
-    let jwk = || header()["jwk"].clone();
-    let proof = |header: Value| agent.proof(&header, &claims());
-    let keyed = |jwk: Value| proof(with(header(), "jwk", jwk));
-    let other = Agent::new(KeyKind::Es256);
+    let other = Agent::new(KeyKind::Es256).header()["jwk"].clone();
     let rsa = Agent::new(KeyKind::Rs256).header()["jwk"].clone();
+    let own = || agent.header()["jwk"].clone();
     let weak = json!({ "kty": "RSA", "e": "AQAB", "n": URL_SAFE_NO_PAD.encode([0xff; 128]) });
-    vec![
+    let secret = json!({ "kty": "oct", "k": "c2VjcmV0" });
+    let changes: Vec<Change> = vec![
+        ("no typ", "typ", Value::Null, DpopMalformed),
+        ("typ JWT", "typ", json!("JWT"), DpopMalformed),
+        ("typ number", "typ", json!(1), DpopMalformed),
+        ("crit", "crit", json!(["exp"]), DpopMalformed),
+        ("no alg", "alg", Value::Null, DpopAlgNotAllowed),
+        ("alg none", "alg", json!("none"), DpopAlgNotAllowed),
+        ("HMAC", "alg", json!("HS256"), DpopAlgNotAllowed),
+        ("other key", "alg", json!("ES384"), DpopAlgNotAllowed),
+        ("other kind", "alg", json!("RS256"), DpopAlgNotAllowed),
+        ("no jwk", "jwk", Value::Null, DpopBadKey),
+        ("text", "jwk", json!("key"), DpopBadKey),
+        ("symmetric", "jwk", secret, DpopBadKey),
         (
-            "no typ",
-            proof(with(header(), "typ", Value::Null)),
-            DpopMalformed,
-        ),
-        (
-            "typ JWT",
-            proof(with(header(), "typ", json!("JWT"))),
-            DpopMalformed,
-        ),
-        (
-            "typ number",
-            proof(with(header(), "typ", json!(1))),
-            DpopMalformed,
-        ),
-        (
-            "crit",
-            proof(with(header(), "crit", json!(["exp"]))),
-            DpopMalformed,
-        ),
-        (
-            "no alg",
-            proof(with(header(), "alg", Value::Null)),
-            DpopAlgNotAllowed,
-        ),
-        (
-            "alg none",
-            proof(with(header(), "alg", json!("none"))),
-            DpopAlgNotAllowed,
-        ),
-        (
-            "alg HS256",
-            proof(with(header(), "alg", json!("HS256"))),
-            DpopAlgNotAllowed,
-        ),
-        (
-            "alg of another key",
-            proof(with(header(), "alg", json!("ES384"))),
-            DpopAlgNotAllowed,
-        ),
-        (
-            "alg of another kind",
-            proof(with(header(), "alg", json!("RS256"))),
-            DpopAlgNotAllowed,
-        ),
-        (
-            "no jwk",
-            proof(with(header(), "jwk", Value::Null)),
+            "private",
+            "jwk",
+            with(own(), "d", json!("c2VjcmV0")),
             DpopBadKey,
         ),
-        ("jwk is text", keyed(json!("key")), DpopBadKey),
+        ("prime", "jwk", with(rsa, "dp", json!("AQAB")), DpopBadKey),
+        ("weak", "jwk", weak, DpopBadKey),
         (
-            "jwk is symmetric",
-            keyed(json!({ "kty": "oct", "k": "c2VjcmV0" })),
+            "for encryption",
+            "jwk",
+            with(own(), "use", json!("enc")),
             DpopBadKey,
         ),
         (
-            "jwk is private",
-            keyed(with(jwk(), "d", json!("c2VjcmV0"))),
-            DpopBadKey,
-        ),
-        (
-            "jwk has a prime",
-            keyed(with(rsa.clone(), "dp", json!("AQAB"))),
-            DpopBadKey,
-        ),
-        ("jwk is weak", keyed(weak), DpopBadKey),
-        (
-            "jwk for encryption",
-            keyed(with(jwk(), "use", json!("enc"))),
-            DpopBadKey,
-        ),
-        (
-            "jwk off the curve",
-            keyed(with(jwk(), "x", jwk()["y"].clone())),
+            "off the curve",
+            "jwk",
+            with(own(), "x", own()["y"].clone()),
             DpopBadSignature,
         ),
-        (
-            "jwk of another",
-            keyed(other.header()["jwk"].clone()),
-            DpopBadSignature,
-        ),
-    ]
+        ("of another", "jwk", other, DpopBadSignature),
+    ];
+    let proof = |key, value| agent.proof(&with(agent.header(), key, value), &claims());
+    let cases = changes.into_iter();
+    let cases = cases.map(|(name, key, value, reason)| (name, proof(key, value), reason));
+    cases.collect()
 }
 
 fn bad_claims(agent: &Agent) -> Vec<Case> {
     use Reason::*;
-    let set = |key, value| agent.proof(&agent.header(), &with(claims(), key, value));
-    let text = claims().to_string();
-    let twice = text.replacen('{', "{\"jti\":\"0\",", 1);
     let long = "x".repeat(MAX_JTI_BYTES + 1);
-    vec![
+    let at = |rest: &str| json!(format!("https://hub.example.com{rest}"));
+    let changes: Vec<Change> = vec![
+        ("no jti", "jti", Value::Null, DpopMalformed),
+        ("jti empty", "jti", json!(""), DpopMalformed),
+        ("jti long", "jti", json!(long), DpopMalformed),
+        ("jti number", "jti", json!(1), DpopMalformed),
+        ("no htm", "htm", Value::Null, DpopMalformed),
+        ("htm POST", "htm", json!("POST"), DpopWrongMethod),
+        ("htm lower", "htm", json!("get"), DpopWrongMethod),
+        ("no htu", "htu", Value::Null, DpopMalformed),
+        ("relative", "htu", json!("/tunnel"), DpopMalformed),
         (
-            "no claims",
-            agent.sign(&agent.header().to_string(), "[]"),
-            DpopMalformed,
-        ),
-        (
-            "jti twice",
-            agent.sign(&agent.header().to_string(), &twice),
-            DpopMalformed,
-        ),
-        ("no jti", set("jti", Value::Null), DpopMalformed),
-        ("jti empty", set("jti", json!("")), DpopMalformed),
-        ("jti long", set("jti", json!(long)), DpopMalformed),
-        ("jti number", set("jti", json!(1)), DpopMalformed),
-        ("no htm", set("htm", Value::Null), DpopMalformed),
-        ("htm POST", set("htm", json!("POST")), DpopWrongMethod),
-        ("htm lower", set("htm", json!("get")), DpopWrongMethod),
-        ("no htu", set("htu", Value::Null), DpopMalformed),
-        ("htu relative", set("htu", json!("/tunnel")), DpopMalformed),
-        (
-            "htu other host",
-            set("htu", json!("https://evil.example.com/tunnel")),
+            "other host",
+            "htu",
+            json!("https://evil.example.com/tunnel"),
             DpopWrongTarget,
         ),
         (
-            "htu other scheme",
-            set("htu", json!("http://hub.example.com/tunnel")),
+            "other scheme",
+            "htu",
+            json!("http://hub.example.com/tunnel"),
             DpopWrongTarget,
         ),
+        ("other port", "htu", at(":444/tunnel"), DpopWrongTarget),
+        ("other path", "htu", at("/mesh"), DpopWrongTarget),
+        ("with a user", "htu", at("@evil/tunnel"), DpopMalformed),
+        ("no ath", "ath", Value::Null, DpopMalformed),
         (
-            "htu other port",
-            set("htu", json!("https://hub.example.com:444/tunnel")),
-            DpopWrongTarget,
-        ),
-        (
-            "htu other path",
-            set("htu", json!("https://hub.example.com/mesh")),
-            DpopWrongTarget,
-        ),
-        (
-            "htu with a user",
-            set("htu", json!("https://hub.example.com@evil/tunnel")),
-            DpopMalformed,
-        ),
-        ("no ath", set("ath", Value::Null), DpopMalformed),
-        (
-            "ath of another token",
-            set("ath", json!(token_hash("x.y.z"))),
+            "other token",
+            "ath",
+            json!(token_hash("x.y.z")),
             DpopWrongToken,
         ),
-        ("ath is the token", set("ath", json!(TOKEN)), DpopWrongToken),
-        ("no iat", set("iat", Value::Null), DpopMalformed),
-        (
-            "iat text",
-            set("iat", json!(NOW.to_string())),
-            DpopMalformed,
-        ),
-        ("iat negative", set("iat", json!(-1)), DpopMalformed),
-        ("iat old", set("iat", json!(NOW - 61)), DpopClock),
-        ("iat ahead", set("iat", json!(NOW + 31)), DpopClock),
-        ("iat in ms", set("iat", json!(NOW * 1000)), DpopMalformed),
-        ("nonce empty", set("nonce", json!("")), DpopBadNonce),
-        (
-            "nonce guessed",
-            set("nonce", json!(token_hash("guess"))),
-            DpopBadNonce,
-        ),
-        ("nonce number", set("nonce", json!(1)), DpopMalformed),
-    ]
+        ("the token", "ath", json!(TOKEN), DpopWrongToken),
+        ("no iat", "iat", Value::Null, DpopMalformed),
+        ("iat text", "iat", json!(NOW.to_string()), DpopMalformed),
+        ("iat negative", "iat", json!(-1), DpopMalformed),
+        ("iat old", "iat", json!(NOW - 61), DpopClock),
+        ("iat ahead", "iat", json!(NOW + 31), DpopClock),
+        ("iat in ms", "iat", json!(NOW * 1000), DpopMalformed),
+        ("nonce empty", "nonce", json!(""), DpopBadNonce),
+        ("guessed", "nonce", json!(token_hash("guess")), DpopBadNonce),
+        ("nonce number", "nonce", json!(1), DpopMalformed),
+    ];
+    let twice = claims().to_string().replacen('{', "{\"jti\":\"0\",", 1);
+    let signed = |body: &str| agent.sign(&agent.header().to_string(), body);
+    let proof = |key, value| agent.proof(&agent.header(), &with(claims(), key, value));
+    let cases = changes.into_iter();
+    let cases = cases.map(|(name, key, value, reason)| (name, proof(key, value), reason));
+    let whole = [
+        ("no claims", signed("[]"), DpopMalformed),
+        ("jti twice", signed(&twice), DpopMalformed),
+    ];
+    cases.chain(whole).collect()
 }
 
 fn bad_texts(agent: &Agent) -> Vec<Case> {

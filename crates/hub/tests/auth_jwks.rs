@@ -10,6 +10,8 @@ use nowconnect_hub::auth::key::MAX_KEYS;
 use nowconnect_hub::auth::mint::{self, AgentToken, KeyKind, SigningKey};
 use nowconnect_hub::auth::{Keys, Reason, Rules, Timing, Verifier};
 use nowconnect_hub::config::JwksSource;
+use nowconnect_testkit::anyhow::ensure;
+use nowconnect_testkit::wait::until;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -117,6 +119,7 @@ async fn serve(mut socket: TcpStream, answer: Answer) -> std::io::Result<()> {
                 .await?;
             loop {
                 socket.write_all(b" ").await?;
+                // The pause is the offence.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
@@ -190,19 +193,13 @@ impl Hub {
 
     /// Waits until the newest fetch left this problem.
     async fn problem(&self, part: &str) {
-        let seen = async {
-            while !self
-                .keys
-                .status()
-                .problem
-                .is_some_and(|problem| problem.contains(part))
-            {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        if tokio::time::timeout(DEADLINE, seen).await.is_err() {
-            panic!("no {part:?} but {:?}", self.keys.status());
-        }
+        let seen = until("the problem", async || {
+            let status = self.keys.status();
+            let problem = status.problem.as_deref().unwrap_or_default();
+            ensure!(problem.contains(part), "no {part:?} but {status:?}");
+            Ok(())
+        });
+        seen.await.unwrap();
     }
 
     async fn change(&self, what: impl AsyncFnOnce()) {
@@ -477,11 +474,6 @@ async fn the_set_is_refreshed_in_time_and_max_age_decides_when() {
     let hub = Hub::start(patient.source(), short);
     assert_eq!(hub.judge(&token(&old)).await, Ok(()));
     let hits = idp.hits();
-    let other_hub_refreshed = async {
-        while idp.hits() < hits + 5 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
     let second = Hub::start(
         idp.source(),
         Timing {
@@ -489,9 +481,12 @@ async fn the_set_is_refreshed_in_time_and_max_age_decides_when() {
             ..timing()
         },
     );
-    tokio::time::timeout(DEADLINE, other_hub_refreshed)
-        .await
-        .unwrap();
+    until("the other hub to ask five times", async || {
+        ensure!(idp.hits() >= hits + 5, "{} times", idp.hits() - hits);
+        Ok(())
+    })
+    .await
+    .unwrap();
     drop(second);
     assert_eq!(patient.hits(), 1);
 }

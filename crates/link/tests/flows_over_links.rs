@@ -368,6 +368,7 @@ async fn flows_survive_twenty_cuts() {
     }
     let resumed = &hub.engine.counters.resumed;
     for _ in 0..20 {
+        // A cut is to fall into the midst of the bytes, wherever that is.
         tokio::time::sleep(Duration::from_millis(7)).await;
         tunnel.cut().await;
         tunnel = Tunnel::up(&hub, &agent).await;

@@ -79,8 +79,16 @@ impl Lab {
     /// When one of them does not come up.
     pub async fn site(&self, connectors: &[(&str, SocketAddr)]) -> Result<(Hub, Agent)> {
         let hub = self.hub_for(connectors).start().await?;
-        let agent = self.agent_for(connectors).to(&hub).start().await?;
+        let agent = self.attach(&hub, connectors).await?;
         Ok((hub, agent))
+    }
+
+    /// `site-1` with a target per connector, connected to `hub`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn attach(&self, hub: &Hub, connectors: &[(&str, SocketAddr)]) -> Result<Agent> {
+        self.agent_for(connectors).to(hub).start().await
     }
 
     /// [`Lab::site`] with a fault proxy between agent and hub.

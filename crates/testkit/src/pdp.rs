@@ -289,6 +289,7 @@ async fn answer(stream: &mut (impl AsyncWrite + Unpin), reply: Reply) -> Result<
             let text = http(200, "application/json", &(" ".repeat(1000) + ALLOW));
             for byte in text.bytes() {
                 stream.write_u8(byte).await?;
+                // The pause is the offence.
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
             return Ok(());

@@ -92,6 +92,16 @@ async fn endless(begin: &str, more: &str, length: usize) -> Result<()> {
     scene.serves().await
 }
 
+/// All of them are ended in time after `start`.
+async fn are_ended(open: &mut [(SocketAddr, TcpStream)], start: Instant) -> Result<()> {
+    for (port, client) in open {
+        read_to_end(client).await?;
+        let took = start.elapsed();
+        ensure!(took < Duration::from_secs(15), "{port}: {took:?}");
+    }
+    Ok(())
+}
+
 async fn half() -> Result<()> {
     let mut scene = Scene::set().await?;
     let mut open = Vec::new();
@@ -103,14 +113,7 @@ async fn half() -> Result<()> {
         open.push((port, client));
     }
     let start = Instant::now();
-    for (port, client) in &mut open {
-        read_to_end(client).await?;
-        ensure!(
-            start.elapsed() < Duration::from_secs(15),
-            "{port}: {:?}",
-            start.elapsed()
-        );
-    }
+    are_ended(&mut open, start).await?;
     scene.offended("http", "header_timeout", 3.0).await?;
     scene.serves().await
 }
@@ -152,14 +155,7 @@ async fn silence() -> Result<()> {
     for port in http_ports(&scene) {
         open.push((port, TcpStream::connect(port).await?));
     }
-    for (port, client) in &mut open {
-        read_to_end(client).await?;
-        ensure!(
-            start.elapsed() < Duration::from_secs(15),
-            "{port}: {:?}",
-            start.elapsed()
-        );
-    }
+    are_ended(&mut open, start).await?;
     scene.serves().await
 }
 

@@ -337,14 +337,7 @@ async fn deaf() -> Result<()> {
     .await?;
     let (ws, _) = scene.evil().await?;
     let before = scene.hub.resident_bytes()?;
-    let gone =
-        scene
-            .hub
-            .log()
-            .wait_event_where("agent_disconnected", Default::default(), |event| {
-                event.text("agent_id") == "evil"
-            });
-    let gone = gone.await?;
+    let gone = scene.evil_gone().await?;
     ensure!(gone.text("reason") == "ping_timeout", "{}", gone.json());
     ensure!(
         scene.hub.resident_bytes()? < before + (32 << 20),
@@ -381,14 +374,7 @@ async fn drown(scene: &mut Scene, ws: RawWs, message: impl Fn(u64) -> Vec<u8>) -
         "the hub still listens after {sent} messages"
     );
     // What it wrote may have made a reset of the farewell; the log has it.
-    let gone =
-        scene
-            .hub
-            .log()
-            .wait_event_where("agent_disconnected", Default::default(), |event| {
-                event.text("agent_id") == "evil"
-            });
-    let gone = gone.await?;
+    let gone = scene.evil_gone().await?;
     let scrape: Scrape = scene.hub.metrics().await?;
     let of = |kind| {
         scrape.sum(

@@ -117,6 +117,7 @@ async fn serve(mut stream: TcpStream, answer: Answer, keys: &str) -> std::io::Re
                 .await?;
             loop {
                 stream.write_all(b" ").await?;
+                // The pause is the offence.
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
@@ -154,12 +155,7 @@ async fn taken(answer: Answer) -> Result<()> {
     // The provider recovers: so does the hub, by itself.
     *idp.answer.lock() = Answer::Keys;
     let server = Target::echo().await?;
-    let _agent = lab
-        .agent("site-1")
-        .to(&hub)
-        .target("echo", server.addr())
-        .start()
-        .await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     echo(&mut hub.connect("echo").await?, Pattern(2), 0, 1000).await?;
     hub.process().check_alive()
 }
@@ -171,12 +167,7 @@ async fn site(lab: &Lab, idp: &Idp) -> Result<(Hub, Agent, Target)> {
         .listener("echo")
         .set("security.jwks_url", idp.url.as_str());
     let hub = hub.start().await?;
-    let agent = lab
-        .agent("site-1")
-        .to(&hub)
-        .target("echo", server.addr())
-        .start()
-        .await?;
+    let agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     Ok((hub, agent, server))
 }
 

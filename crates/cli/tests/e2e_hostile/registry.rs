@@ -1,6 +1,7 @@
 //! A Redis that answers as it likes: replaced by somebody, or written to by somebody.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use nowconnect_testkit::anyhow;
@@ -110,20 +111,17 @@ async fn down(lab: &Lab, url: &str) -> Result<()> {
     let server = Target::echo().await?;
     let mut hub = member(lab.hub("hub-a"), url).start().await?;
     let before = hub.resident_bytes()?;
-    let _agent = lab
-        .agent("site-1")
-        .to(&hub)
-        .target("echo", server.addr())
-        .start()
-        .await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     hub.log().wait_event("registry_down").await?;
     hub.wait_metric("nowconnect_registry_healthy", &[], |up| up == 0.0)
         .await?;
     hub.wait_status("degraded").await?;
     let mut client = hub.connect("echo").await?;
+    // For two seconds, in which it is dialed again and answers again.
+    let mut looks = tokio::time::interval(Duration::from_millis(100));
     for round in 0..20 {
+        looks.tick().await;
         echo(&mut client, Pattern(2), round * 1000, 1000).await?;
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         let grown = hub.resident_bytes()?.saturating_sub(before);
         ensure!(grown < MOST_MEMORY, "{} MiB more", grown >> 20);
     }
@@ -138,12 +136,7 @@ async fn written(commands: &[&[&str]]) -> Result<()> {
     let mut hub = member(lab.hub("hub-a"), &redis.url()).start().await?;
     hub.wait_metric("nowconnect_registry_healthy", &[], |up| up == 1.0)
         .await?;
-    let _agent = lab
-        .agent("site-1")
-        .to(&hub)
-        .target("echo", server.addr())
-        .start()
-        .await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     let connected = hub.log().wait_event("agent_connected").await?;
     let epoch = connected.number("epoch").unwrap_or_default();
     let clock = u64::try_from(nowconnect_testkit::issuer::now())? * 1000;
@@ -165,12 +158,7 @@ async fn notice(message: &str) -> Result<()> {
     let (lab, server, redis) = (lab()?, Target::echo().await?, Redis::start().await?);
     let mut hub = member(lab.hub("hub-a"), &redis.url()).start().await?;
     hub.log().wait_event("registry_up").await?;
-    let _agent = lab
-        .agent("site-1")
-        .to(&hub)
-        .target("echo", server.addr())
-        .start()
-        .await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     let script = "return redis.call('PUBLISH', 'nowconnect:changes:0', string.rep(ARGV[1], tonumber(ARGV[2])))";
     let (text, times) = match message.len() {
         length @ 1000.. => ("x", length.to_string()),

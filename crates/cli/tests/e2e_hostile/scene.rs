@@ -100,8 +100,7 @@ impl Scene {
         let hub = adjust(plan.set("observability.log_level", "DEBUG"))
             .start()
             .await?;
-        let agent = lab.agent("site-1").target("echo", server.addr());
-        let agent = agent.to(&hub).start().await?;
+        let agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
         Ok(Self {
             lab,
             hub,
@@ -172,6 +171,14 @@ impl Scene {
             event.text("reason") == reason
         })
         .await
+    }
+
+    /// Waits until the tunnel of `evil` has ended; the event says why.
+    pub(crate) async fn evil_gone(&self) -> Result<Event> {
+        let gone = |event: &Event| event.text("agent_id") == "evil";
+        let log = self.hub.log();
+        log.wait_event_where("agent_disconnected", Default::default(), gone)
+            .await
     }
 
     /// Everybody lives, and an honest client is served through the honest agent.

@@ -8,7 +8,7 @@ use nowconnect_testkit::{anyhow, transfer, wait};
 use serde_json::{Value, json};
 
 use crate::agent::Process;
-use crate::rig::Rig;
+use crate::rig::{Rig, echo};
 
 async fn ask(rig: &Rig, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
     let path = format!("/api/v1/{path}");
@@ -105,16 +105,12 @@ async fn an_agent_that_is_disconnected_may_come_back_to_its_flows() {
     let process = Process::new("site-1", 1).await;
     let agent = rig.tunnel(&process).await;
     let mut client = rig.client().await;
-    transfer::echo(&mut client, Pattern(1), 0, 100)
-        .await
-        .unwrap();
+    echo(&mut client, 0, 100).await;
     let done = ask(&rig, "POST", "agents/site-1/disconnect", &[]).await;
     assert_eq!(done.status, 200, "{done:?}");
     agent.closed().await;
     let _agent = rig.tunnel(&process).await;
-    transfer::echo(&mut client, Pattern(1), 100, 100)
-        .await
-        .unwrap();
+    echo(&mut client, 100, 100).await;
     let nobody = ask(&rig, "POST", "agents/site-2/disconnect", &[]).await;
     assert_eq!(error(&nobody), (404, "unknown_agent".into()));
     let reading = ask(&rig, "GET", "agents/site-1/disconnect", &[]).await;
@@ -172,9 +168,7 @@ async fn a_draining_hub_still_answers_and_takes_no_orders() {
     let process = Process::new("site-1", 1).await;
     let _agent = rig.tunnel(&process).await;
     let mut client = rig.client().await;
-    transfer::echo(&mut client, Pattern(1), 0, 100)
-        .await
-        .unwrap();
+    echo(&mut client, 0, 100).await;
     let look = async {
         wait::until("the drain", async || {
             anyhow::ensure!(get(&rig, "status").await["hubs"][0]["status"] == "draining");
@@ -207,9 +201,7 @@ async fn an_order_that_is_repeated_is_followed_once() {
     let rig = Rig::start().await;
     let mut agent = rig.tunnel(&Process::new("site-1", 1).await).await;
     let mut client = rig.client().await;
-    transfer::echo(&mut client, Pattern(1), 0, 100)
-        .await
-        .unwrap();
+    echo(&mut client, 0, 100).await;
     for _ in 0..3 {
         let answer = ask(&rig, "POST", "agents/site-1/move", &[]).await;
         assert_eq!(answer.status, 200, "{answer:?}");

@@ -17,7 +17,7 @@ use nowconnect_link::upgrade::{Bearer, ClientRequest, Upgraded, connect};
 use nowconnect_link::wire::Wire;
 use nowconnect_link::ws::{self, Mask};
 use nowconnect_proto::frame::{Frame, Open, OpenMode};
-use nowconnect_proto::hello::{Body, Hello, HelloAck, Instance};
+use nowconnect_proto::hello::{Body, Hello, HelloAck, Instance, TokenAck, UpdateAck};
 use nowconnect_proto::{FlowId, Reason};
 use nowconnect_testkit::anyhow::{self, Result, ensure};
 use nowconnect_testkit::target::Target;
@@ -199,6 +199,30 @@ impl Agent {
     pub(crate) async fn heard(&mut self) -> Frame {
         let heard = nowconnect_testkit::wait::within("a control frame", self.control.recv()).await;
         heard.unwrap().expect("a living tunnel")
+    }
+
+    /// What became of the connectors that it wants to export.
+    pub(crate) async fn update_ack(&mut self) -> UpdateAck {
+        match self.heard().await {
+            Frame::UpdateAck(body) => UpdateAck::decode(&body).unwrap(),
+            other => panic!("{} where UPDATE_ACK was due", other.name()),
+        }
+    }
+
+    /// What became of the token that it has shown.
+    pub(crate) async fn token_ack(&mut self) -> TokenAck {
+        match self.heard().await {
+            Frame::TokenAck(body) => TokenAck::decode(&body).unwrap(),
+            other => panic!("{} where TOKEN_ACK was due", other.name()),
+        }
+    }
+
+    /// Why it is to leave the tunnel.
+    pub(crate) async fn sent_away(&mut self) -> Reason {
+        match self.heard().await {
+            Frame::GoAway { reason, .. } => reason,
+            other => panic!("{} where GOAWAY was due", other.name()),
+        }
     }
 }
 

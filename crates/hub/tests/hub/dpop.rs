@@ -52,10 +52,7 @@ impl Key {
 async fn renew(agent: &mut Agent, token: String, proof: Option<String>) -> TokenAck {
     let body = Token { token, proof }.encode().unwrap();
     agent.link.send(Frame::Token(body.into()));
-    let Frame::TokenAck(body) = agent.heard().await else {
-        panic!("no TOKEN_ACK")
-    };
-    TokenAck::decode(&body).unwrap()
+    agent.token_ack().await
 }
 
 fn refused(ack: &TokenAck) -> (&str, Option<String>) {

@@ -3,15 +3,13 @@
 use std::time::Duration;
 
 use nowconnect_proto::Reason;
-use nowconnect_proto::frame::Frame;
-use nowconnect_testkit::pattern::Pattern;
 use nowconnect_testkit::transfer::{self, End};
 use nowconnect_testkit::{anyhow, http, wait};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::agent::Process;
-use crate::rig::Rig;
+use crate::rig::{Rig, echo, is_reset};
 
 #[tokio::test]
 async fn a_drain_lets_flows_end_and_sends_agents_away() {
@@ -19,23 +17,11 @@ async fn a_drain_lets_flows_end_and_sends_agents_away() {
     let process = Process::new("site-1", 1).await;
     let mut agent = rig.tunnel(&process).await;
     let mut client = rig.client().await;
-    transfer::echo(&mut client, Pattern(1), 0, 10)
-        .await
-        .unwrap();
+    echo(&mut client, 0, 10).await;
     let (listener, http_port) = (rig.listener("l1"), rig.http());
     let token = format!("Bearer {}", rig.issuer.token("site-2").unwrap());
     let client_side = async {
-        let told = agent.heard().await;
-        assert!(
-            matches!(
-                told,
-                Frame::GoAway {
-                    reason: Reason::Draining,
-                    ..
-                }
-            ),
-            "{told:?}"
-        );
+        assert_eq!(agent.sent_away().await, Reason::Draining);
         let ready = http::get(http_port, "/readyz").await.unwrap();
         assert_eq!(ready.status, 503);
         assert!(ready.body.contains("draining"));
@@ -51,9 +37,7 @@ async fn a_drain_lets_flows_end_and_sends_agents_away() {
         })
         .await
         .unwrap();
-        transfer::echo(&mut client, Pattern(1), 10, 100_000)
-            .await
-            .unwrap();
+        echo(&mut client, 10, 100_000).await;
         client.shutdown().await.unwrap();
         assert_eq!(
             transfer::read_to_end(&mut client).await.unwrap().1,
@@ -75,14 +59,9 @@ async fn flows_that_do_not_end_are_reset_when_the_time_is_over() {
     let process = Process::new("site-1", 1).await;
     let _agent = rig.tunnel(&process).await;
     let mut client = rig.client().await;
-    transfer::echo(&mut client, Pattern(1), 0, 10)
-        .await
-        .unwrap();
+    echo(&mut client, 0, 10).await;
     wait::within("the drain", rig.hub.drain()).await.unwrap();
-    assert_eq!(
-        transfer::read_to_end(&mut client).await.unwrap().1,
-        End::Reset
-    );
+    is_reset(&mut client).await;
     wait::until("the agent to hear of it", async || {
         anyhow::ensure!(process.flows() == 0, "it holds the flow");
         Ok(())

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::agent::{Agent, Process};
-use crate::rig::Rig;
+use crate::rig::{Rig, echo, is_reset};
 
 #[tokio::test]
 async fn a_client_without_an_agent_is_reset() {
@@ -31,9 +31,7 @@ async fn bytes_reach_the_target_and_come_back() {
     let process = Process::new("site-1", 1).await;
     let _agent = rig.tunnel(&process).await;
     let mut client = rig.client().await;
-    transfer::echo(&mut client, Pattern(1), 0, 300_000)
-        .await
-        .unwrap();
+    echo(&mut client, 0, 300_000).await;
     let echo = [("connector", "echo")];
     rig.wait_metric("nowconnect_tcp_active_connections", &echo, 1.0)
         .await;
@@ -117,9 +115,7 @@ async fn a_flow_goes_on_when_its_agent_comes_back() {
     let process = Process::new("site-1", 1).await;
     let agent = rig.tunnel(&process).await;
     let mut client = rig.client().await;
-    transfer::echo(&mut client, Pattern(1), 0, 1000)
-        .await
-        .unwrap();
+    echo(&mut client, 0, 1000).await;
     agent.cut().await;
     rig.wait_metric("nowconnect_agents_connected", &[], 0.0)
         .await;
@@ -142,9 +138,7 @@ async fn a_flow_goes_on_when_its_agent_comes_back() {
     // A second tunnel takes over at once.
     let _second = rig.tunnel(&process).await;
     agent.cut().await;
-    transfer::echo(&mut client, Pattern(1), 2000, 1000)
-        .await
-        .unwrap();
+    echo(&mut client, 2000, 1000).await;
     assert_eq!(process.asked(), 1);
 }
 
@@ -170,9 +164,7 @@ async fn an_unanswered_flow_of_a_lost_agent_goes_to_another_at_once() {
     let other = Process::new("site-2", 2).await;
     let _tunnel = rig.tunnel(&other).await;
     tunnel.cut().await;
-    transfer::echo(&mut client, Pattern(1), 0, 1000)
-        .await
-        .unwrap();
+    echo(&mut client, 0, 1000).await;
     assert_eq!(other.asked(), 1);
     assert_eq!(rig.hub.router().orphans().count(), 0);
 }
@@ -187,9 +179,7 @@ async fn an_unanswered_flow_goes_to_whoever_comes_first() {
             .await;
         let next = Process::new(agent_id, instance).await;
         let _tunnel = rig.tunnel(&next).await;
-        transfer::echo(&mut client, Pattern(1), 0, 1000)
-            .await
-            .unwrap();
+        echo(&mut client, 0, 1000).await;
         assert_eq!(next.asked(), 1);
     }
 }
@@ -224,11 +214,11 @@ async fn a_restarted_agent_ends_its_old_flows_at_once() {
     let rig = Rig::start().await;
     let agent = rig.tunnel(&Process::new("site-1", 1).await).await;
     let (mut one, mut two) = (rig.client().await, rig.client().await);
-    transfer::echo(&mut one, Pattern(1), 0, 10).await.unwrap();
-    transfer::echo(&mut two, Pattern(1), 0, 10).await.unwrap();
+    echo(&mut one, 0, 10).await;
+    echo(&mut two, 0, 10).await;
     let _restarted = rig.tunnel(&Process::new("site-1", 2).await).await;
     for client in [&mut one, &mut two] {
-        assert_eq!(transfer::read_to_end(client).await.unwrap().1, End::Reset);
+        is_reset(client).await;
     }
     rig.wait_flows(0).await;
     rig.wait_metric(
@@ -248,14 +238,9 @@ async fn a_flow_without_a_path_ends_with_the_grace() {
     .await;
     let agent = rig.tunnel(&Process::new("site-1", 1).await).await;
     let mut client = rig.client().await;
-    transfer::echo(&mut client, Pattern(1), 0, 10)
-        .await
-        .unwrap();
+    echo(&mut client, 0, 10).await;
     agent.cut().await;
-    assert_eq!(
-        transfer::read_to_end(&mut client).await.unwrap().1,
-        End::Reset
-    );
+    is_reset(&mut client).await;
     rig.wait_flows(0).await;
     assert_eq!(rig.hub.router().orphans().count(), 0);
     rig.wait_metric(
@@ -275,13 +260,8 @@ async fn an_idle_flow_ends() {
     let process = Process::new("site-1", 1).await;
     let _agent = rig.tunnel(&process).await;
     let mut client = rig.client().await;
-    transfer::echo(&mut client, Pattern(1), 0, 10)
-        .await
-        .unwrap();
-    assert_eq!(
-        transfer::read_to_end(&mut client).await.unwrap().1,
-        End::Reset
-    );
+    echo(&mut client, 0, 10).await;
+    is_reset(&mut client).await;
     rig.wait_flows(0).await;
 }
 
@@ -334,8 +314,5 @@ async fn a_version_1_agent_serves_clients() {
     client.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"world");
     drop(agent);
-    assert_eq!(
-        transfer::read_to_end(&mut client).await.unwrap().1,
-        End::Reset
-    );
+    is_reset(&mut client).await;
 }

@@ -2,28 +2,15 @@
 
 use nowconnect_hub::config::{HubConfig, JwksSource, SecurityConfig};
 use nowconnect_proto::Reason;
-use nowconnect_proto::frame::Frame;
 use nowconnect_testkit::issuer::Issuer;
 
-use crate::agent::{Agent, Process};
+use crate::agent::Process;
 use crate::rig::Rig;
 
 async fn reload(rig: &Rig, change: impl FnOnce(&mut SecurityConfig)) {
     let mut config: HubConfig = rig.config();
     change(&mut config.security);
     rig.hub.reload(config).await.expect("applied");
-}
-
-async fn sent_away(agent: &mut Agent) {
-    let told = agent.heard().await;
-    let revoked = matches!(
-        told,
-        Frame::GoAway {
-            reason: Reason::TokenRevoked,
-            ..
-        }
-    );
-    assert!(revoked, "{told:?}");
 }
 
 #[tokio::test]
@@ -36,7 +23,7 @@ async fn rules_that_a_token_does_not_meet_end_its_tunnel() {
         let rig = Rig::start().await;
         let mut agent = rig.tunnel(&Process::new("site-1", 1).await).await;
         reload(&rig, change).await;
-        sent_away(&mut agent).await;
+        assert_eq!(agent.sent_away().await, Reason::TokenRevoked);
     }
 }
 
@@ -52,7 +39,7 @@ async fn keys_from_elsewhere_end_the_tunnels_of_other_keys() {
         security.jwks = Some(JwksSource::File(path.into()));
     })
     .await;
-    sent_away(&mut agent).await;
+    assert_eq!(agent.sent_away().await, Reason::TokenRevoked);
 }
 
 #[tokio::test]
@@ -64,7 +51,6 @@ async fn rules_that_a_token_meets_leave_its_tunnel_alone() {
     })
     .await;
     reload(&rig, |security| security.require_connector_scopes = true).await;
-    let told = agent.heard().await;
-    assert!(matches!(told, Frame::UpdateAck(_)), "{told:?}");
+    agent.update_ack().await;
     assert!(agent.link.takes_flows());
 }

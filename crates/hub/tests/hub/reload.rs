@@ -2,11 +2,11 @@
 
 use nowconnect_hub::config::ListenerConfig;
 use nowconnect_testkit::pattern::Pattern;
-use nowconnect_testkit::transfer::{self, End};
+use nowconnect_testkit::transfer;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::agent::Process;
-use crate::rig::Rig;
+use crate::rig::{Rig, echo, is_reset};
 
 fn another(name: &str, like: &ListenerConfig, port: u16) -> ListenerConfig {
     let mut bind = like.bind;
@@ -24,9 +24,7 @@ async fn listeners_come_and_go_and_other_flows_stay() {
     let process = Process::new("site-1", 1).await;
     let _agent = rig.tunnel(&process).await;
     let mut staying = rig.client().await;
-    transfer::echo(&mut staying, Pattern(1), 0, 10)
-        .await
-        .unwrap();
+    echo(&mut staying, 0, 10).await;
 
     let port = nowconnect_testkit::ports::reserve().unwrap();
     let mut config = rig.config();
@@ -38,11 +36,9 @@ async fn listeners_come_and_go_and_other_flows_stay() {
     transfer::echo(&mut new, Pattern(2), 0, 10).await.unwrap();
 
     rig.hub.reload(rig.config()).await.expect("applied");
-    assert_eq!(transfer::read_to_end(&mut new).await.unwrap().1, End::Reset);
+    is_reset(&mut new).await;
     assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err());
-    transfer::echo(&mut staying, Pattern(1), 10, 10)
-        .await
-        .unwrap();
+    echo(&mut staying, 10, 10).await;
     rig.wait_metric(
         "nowconnect_config_reloads_total",
         &[("result", "applied")],
@@ -86,27 +82,17 @@ async fn clients_outside_of_new_networks_are_ended() {
     let process = Process::new("site-1", 1).await;
     let _agent = rig.tunnel(&process).await;
     let mut client = rig.client().await;
-    transfer::echo(&mut client, Pattern(1), 0, 10)
-        .await
-        .unwrap();
+    echo(&mut client, 0, 10).await;
     let mut config = rig.config();
     config.listeners[0].name = "renamed".into();
     rig.hub.reload(config.clone()).await.expect("applied");
-    transfer::echo(&mut client, Pattern(1), 10, 10)
-        .await
-        .unwrap();
+    echo(&mut client, 10, 10).await;
 
     config.security.allow_cidrs = vec!["192.0.2.0/24".parse().unwrap()];
     rig.hub.reload(config).await.expect("applied");
-    assert_eq!(
-        transfer::read_to_end(&mut client).await.unwrap().1,
-        End::Reset
-    );
+    is_reset(&mut client).await;
     let mut next = TcpStream::connect(rig.listener("renamed")).await.unwrap();
-    assert_eq!(
-        transfer::read_to_end(&mut next).await.unwrap().1,
-        End::Reset
-    );
+    is_reset(&mut next).await;
     let labels = [("connector", "echo"), ("type", "cidr_blocked")];
     rig.wait_metric("nowconnect_listener_errors_total", &labels, 1.0)
         .await;

@@ -8,6 +8,8 @@ use nowconnect_hub::metrics::Format;
 use nowconnect_settings::{Env, Source};
 use nowconnect_testkit::issuer::Issuer;
 use nowconnect_testkit::metrics::Scrape;
+use nowconnect_testkit::pattern::Pattern;
+use nowconnect_testkit::transfer::{self, End};
 use nowconnect_testkit::{anyhow, wait};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -104,6 +106,18 @@ impl Rig {
         .await
         .unwrap();
     }
+}
+
+/// What the client sends comes back.
+pub(crate) async fn echo(client: &mut TcpStream, at: u64, len: usize) {
+    let echoed = transfer::echo(client, Pattern(1), at, len).await;
+    echoed.unwrap();
+}
+
+/// The client's connection ends with a reset.
+pub(crate) async fn is_reset(client: &mut TcpStream) {
+    let (_, end) = transfer::read_to_end(client).await.unwrap();
+    assert_eq!(end, End::Reset);
 }
 
 fn config(dir: &TempDir, issuer: &Issuer) -> HubConfig {

@@ -1,7 +1,7 @@
 //! Agents that come, fight, change and leave.
 
 use nowconnect_proto::frame::{Frame, Open, OpenMode};
-use nowconnect_proto::hello::{Body, Token, TokenAck, Update, UpdateAck};
+use nowconnect_proto::hello::{Body, Token, TokenAck, Update};
 use nowconnect_proto::{Cid, FlowId, Reason, Secret};
 use nowconnect_testkit::issuer::claims;
 use nowconnect_testkit::pattern::Pattern;
@@ -9,7 +9,7 @@ use nowconnect_testkit::transfer::{self, End};
 use nowconnect_testkit::wait;
 
 use crate::agent::{Process, dial};
-use crate::rig::Rig;
+use crate::rig::{Rig, echo};
 
 #[tokio::test]
 async fn every_start_gets_a_higher_epoch_and_tunnels_of_one_share_it() {
@@ -104,9 +104,7 @@ async fn a_frame_that_breaks_a_rule_is_counted_and_ends_its_flow_alone() {
     let process = Process::new("site-1", 1).await;
     let agent = rig.tunnel(&process).await;
     let mut bystander = rig.client().await;
-    transfer::echo(&mut bystander, Pattern(1), 0, 1000)
-        .await
-        .unwrap();
+    echo(&mut bystander, 0, 1000).await;
     let mut client = rig.client().await;
     transfer::echo(&mut client, Pattern(2), 0, 1000)
         .await
@@ -120,9 +118,7 @@ async fn a_frame_that_breaks_a_rule_is_counted_and_ends_its_flow_alone() {
     let labels = [("interface", "tunnel"), ("kind", "offset_gap")];
     rig.wait_metric("nowconnect_protocol_errors_total", &labels, 1.0)
         .await;
-    transfer::echo(&mut bystander, Pattern(1), 1000, 1000)
-        .await
-        .unwrap();
+    echo(&mut bystander, 1000, 1000).await;
 }
 
 #[tokio::test]
@@ -204,10 +200,8 @@ async fn new_scopes_take_effect_on_living_tunnels() {
     let mut config = rig.config();
     config.security.require_connector_scopes = true;
     rig.hub.reload(config).await.expect("applied");
-    let Frame::UpdateAck(body) = agent.heard().await else {
-        panic!("no UPDATE_ACK")
-    };
-    assert!(UpdateAck::decode(&body).unwrap().accepted.is_empty());
+    let heard = agent.update_ack().await;
+    assert!(heard.accepted.is_empty());
 
     let mut scoped = claims("site-1", 3600);
     scoped["connectors"] = serde_json::json!(["pg"]);
@@ -218,10 +212,8 @@ async fn new_scopes_take_effect_on_living_tunnels() {
     agent
         .link
         .send(Frame::Token(renewal.encode().unwrap().into()));
-    let Frame::UpdateAck(body) = agent.heard().await else {
-        panic!("no UPDATE_ACK")
-    };
-    assert_eq!(UpdateAck::decode(&body).unwrap().accepted, ["pg"]);
+    let heard = agent.update_ack().await;
+    assert_eq!(heard.accepted, ["pg"]);
 }
 
 #[tokio::test]
@@ -237,17 +229,7 @@ async fn a_withdrawn_key_ends_the_tunnels_of_its_tokens() {
     .await
     .unwrap();
     rig.issuer.retire_old_keys().unwrap();
-    let told = agent.heard().await;
-    assert!(
-        matches!(
-            told,
-            Frame::GoAway {
-                reason: Reason::TokenRevoked,
-                ..
-            }
-        ),
-        "{told:?}"
-    );
+    assert_eq!(agent.sent_away().await, Reason::TokenRevoked);
     assert!(second.link.takes_flows());
 }
 
@@ -260,10 +242,7 @@ async fn scopes_bound_what_an_agent_exports() {
     scoped["scope"] = "openid echo".into();
     let token = rig.issuer.sign(&scoped).unwrap();
     let mut agent = process.connect(rig.http(), &token).await.unwrap();
-    let Frame::UpdateAck(body) = agent.heard().await else {
-        panic!("no UPDATE_ACK")
-    };
-    let ack = UpdateAck::decode(&body).unwrap();
+    let ack = agent.update_ack().await;
     assert_eq!(ack.accepted, ["echo"]);
     assert_eq!(ack.rejected[0].name, "pg");
 
@@ -273,10 +252,8 @@ async fn scopes_bound_what_an_agent_exports() {
     agent
         .link
         .send(Frame::Update(wanted.encode().unwrap().into()));
-    let Frame::UpdateAck(body) = agent.heard().await else {
-        panic!("no UPDATE_ACK")
-    };
-    assert_eq!(UpdateAck::decode(&body).unwrap(), ack);
+    let heard = agent.update_ack().await;
+    assert_eq!(heard, ack);
 
     let bare = rig.issuer.token("site-1").unwrap();
     assert!(
@@ -311,13 +288,8 @@ async fn a_token_that_expires_ends_the_tunnel_unless_it_is_renewed() {
     renewing
         .link
         .send(Frame::Token(renewal.encode().unwrap().into()));
-    let Frame::TokenAck(body) = renewing.heard().await else {
-        panic!("no TOKEN_ACK")
-    };
-    assert!(matches!(
-        TokenAck::decode(&body),
-        Ok(TokenAck::Renewed { .. })
-    ));
+    let heard = renewing.token_ack().await;
+    assert!(matches!(heard, TokenAck::Renewed { .. }), "{heard:?}");
     let foreign = Token {
         token: rig.issuer.token("site-2").unwrap(),
         proof: None,
@@ -325,28 +297,16 @@ async fn a_token_that_expires_ends_the_tunnel_unless_it_is_renewed() {
     renewing
         .link
         .send(Frame::Token(foreign.encode().unwrap().into()));
-    let Frame::TokenAck(body) = renewing.heard().await else {
-        panic!("no TOKEN_ACK")
-    };
+    let heard = renewing.token_ack().await;
     assert_eq!(
-        TokenAck::decode(&body).unwrap(),
+        heard,
         TokenAck::Refused {
             error: "agent_id_mismatch".into(),
             nonce: None,
         }
     );
 
-    let told = ending.heard().await;
-    assert!(
-        matches!(
-            told,
-            Frame::GoAway {
-                reason: Reason::TokenExpired,
-                ..
-            }
-        ),
-        "{told:?}"
-    );
+    assert_eq!(ending.sent_away().await, Reason::TokenExpired);
     assert_eq!(ending.closed().await.reason, Reason::TokenExpired);
     assert!(renewing.link.takes_flows());
 }

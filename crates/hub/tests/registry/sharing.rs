@@ -10,6 +10,12 @@ use nowconnect_testkit::wait::until;
 
 use super::side::{Side, claim, holding};
 
+/// Where `hub-a` publishes its agents.
+const TABLE: &str = "nowconnect:{hub:hub-a}";
+/// An agent that nobody has.
+const GHOST: &str =
+    r#"{"epoch":9,"instance":"00000000000000000000000000000009","connectors":["pg"]}"#;
+
 #[tokio::test]
 async fn routes_follow_what_others_hold() -> Result<()> {
     let redis = Redis::start().await?;
@@ -42,9 +48,7 @@ async fn routes_follow_what_others_hold() -> Result<()> {
 
 #[tokio::test]
 async fn an_agent_may_have_tunnels_on_several_hubs() -> Result<()> {
-    let redis = Redis::start().await?;
-    let a = Side::up("hub-a", &redis.url()).await?;
-    let b = Side::up("hub-b", &redis.url()).await?;
+    let (redis, a, b) = Side::two().await?;
     let c = Side::up("hub-c", &redis.url()).await?;
     let first = a.claim(claim("site-1", 1)).await?;
     let second = b.claim(holding(first.epoch(), claim("site-1", 1))).await?;
@@ -59,9 +63,7 @@ async fn an_agent_may_have_tunnels_on_several_hubs() -> Result<()> {
 
 #[tokio::test]
 async fn the_newest_claim_wins_and_a_late_release_undoes_nothing() -> Result<()> {
-    let redis = Redis::start().await?;
-    let a = Side::up("hub-a", &redis.url()).await?;
-    let b = Side::up("hub-b", &redis.url()).await?;
+    let (redis, a, b) = Side::two().await?;
     let c = Side::up("hub-c", &redis.url()).await?;
     let old = a.claim(claim("site-1", 1)).await?;
     c.wait_exporters("ldap", &["hub-a"]).await?;
@@ -112,16 +114,12 @@ async fn who_displaces_nobody_is_no_rival() -> Result<()> {
 
 #[tokio::test]
 async fn missed_notifications_are_made_up_for() -> Result<()> {
-    let redis = Redis::start().await?;
-    let a = Side::up("hub-a", &redis.url()).await?;
-    let b = Side::up("hub-b", &redis.url()).await?;
+    let (redis, a, b) = Side::two().await?;
     let _one = a.claim(claim("one", 1)).await?;
     b.wait_exporters("ldap", &["hub-a"]).await?;
     // A change that nobody was told of.
-    let entry = r#"{"epoch":9,"instance":"00000000000000000000000000000009","connectors":["pg"]}"#;
-    let table = "nowconnect:{hub:hub-a}";
-    redis.run(&["HSET", table, "ghost", entry]).await?;
-    redis.run(&["HINCRBY", table, "#version", "5"]).await?;
+    redis.run(&["HSET", TABLE, "ghost", GHOST]).await?;
+    redis.run(&["HINCRBY", TABLE, "#version", "5"]).await?;
     b.registry.routes().refresh("hub-a").await;
     // Whoever reads it knows at once; the hub itself puts it right within its next renewal.
     b.wait_exporters_within(Duration::from_secs(8), "pg", &[])
@@ -139,15 +137,10 @@ async fn missed_notifications_are_made_up_for() -> Result<()> {
 
 #[tokio::test]
 async fn a_refresh_reads_what_was_not_told() -> Result<()> {
-    let redis = Redis::start().await?;
-    let a = Side::up("hub-a", &redis.url()).await?;
-    let b = Side::up("hub-b", &redis.url()).await?;
+    let (redis, a, b) = Side::two().await?;
     let _one = a.claim(claim("one", 1)).await?;
     b.wait_exporters("ldap", &["hub-a"]).await?;
-    let entry = r#"{"epoch":9,"instance":"00000000000000000000000000000009","connectors":["pg"]}"#;
-    redis
-        .run(&["HSET", "nowconnect:{hub:hub-a}", "ghost", entry])
-        .await?;
+    redis.run(&["HSET", TABLE, "ghost", GHOST]).await?;
     until("a refresh to show it", async || {
         b.registry.routes().refresh("hub-a").await;
         b.registry.routes().refresh("no-such-hub").await;

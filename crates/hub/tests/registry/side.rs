@@ -11,6 +11,7 @@ use nowconnect_link::tasks::Tasks;
 use nowconnect_proto::hello::Instance;
 use nowconnect_settings::Secret;
 use nowconnect_testkit::anyhow::{Result, bail, ensure};
+use nowconnect_testkit::redis::Redis;
 use nowconnect_testkit::wait::{until, until_within};
 use parking_lot::Mutex;
 
@@ -44,6 +45,14 @@ impl Side {
         side.share(url);
         side.wait_up().await?;
         Ok(side)
+    }
+
+    /// Two hubs that share a registry.
+    pub(crate) async fn two() -> Result<(Redis, Self, Self)> {
+        let redis = Redis::start().await?;
+        let a = Self::up("hub-a", &redis.url()).await?;
+        let b = Self::up("hub-b", &redis.url()).await?;
+        Ok((redis, a, b))
     }
 
     pub(crate) fn share(&self, url: &str) {

@@ -1,0 +1,7 @@
+//! An external policy decision point, asked about every flow.
+
+mod answers;
+mod crowd;
+mod explain;
+mod owner;
+mod site;
