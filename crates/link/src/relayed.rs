@@ -18,7 +18,7 @@ use nowconnect_proto::{Cid, FlowId, Reason};
 use parking_lot::Mutex;
 
 use crate::carried::{Carried, Heard, Turn};
-use crate::pool::Share;
+use crate::pool::{Mark, Share};
 use crate::session::Link;
 
 /// Bytes that a flow puts on a link in one turn at most: as many as one that reads a socket.
@@ -50,6 +50,8 @@ struct State {
     touched: [bool; 2],
     /// Bytes that the shares know of.
     charged: [u64; 2],
+    /// When bytes that wait for a link came in last.
+    marks: [Mark; 2],
     /// Nobody has decided yet whether the target's end is to hear of the flow.
     held: bool,
     closed: bool,
@@ -145,6 +147,7 @@ impl Relayed {
                 turns: [(false, 0); 2],
                 touched: [false; 2],
                 charged: [0; 2],
+                marks: Default::default(),
                 held: true,
                 closed: false,
                 done: Some(done),
@@ -369,7 +372,8 @@ impl Relayed {
             let now = state.relay.queued(face) as u64;
             let before = std::mem::replace(&mut state.charged[index(face)], now);
             if now != before {
-                self.leg(face).share.change(before, now);
+                let mark = &mut state.marks[index(face)];
+                self.leg(face).share.change(mark, before, now);
             }
         }
     }
