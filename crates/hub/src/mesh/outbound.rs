@@ -399,7 +399,9 @@ impl Outbound {
                 LinkClosed { reason, detail }
             }
         };
-        self.status.lock().error = Some(format!("{}: {}", closed.reason, closed.detail));
+        let LinkClosed { reason, detail } = &closed;
+        let colon = if detail.is_empty() { "" } else { ": " };
+        self.status.lock().error = Some(format!("{reason}{colon}{detail}"));
         mesh.tell(|events| events.link_down(&up.hub, &closed));
         if !up.driver.is_finished() {
             self.see_off(mesh, up);

@@ -46,6 +46,7 @@ pub struct LinkStatus {
 
 impl LinkStatus {
     fn new(state: &'static str, since: Option<SystemTime>, link: Option<&Arc<Link>>) -> Self {
+        let link = link.filter(|link| !link.is_closed());
         Self {
             state,
             since,

@@ -14,7 +14,7 @@ use crate::budget::Budget;
 use crate::carried::Carried;
 use crate::counters::{EngineCounters, FlowCounters};
 use crate::endpoint::{FlowEvents, Label, Summary};
-use crate::meter::Bounds;
+use crate::meter::{Bound, Bounds};
 use crate::wire::Wire;
 use crate::ws;
 
@@ -47,6 +47,10 @@ struct Driven {
 
 impl Driven {
     fn new(engine: &Arc<Engine>, role: Role) -> Self {
+        Self::metered(engine, role, None)
+    }
+
+    fn metered(engine: &Arc<Engine>, role: Role, meter: Option<Arc<dyn Meter>>) -> Self {
         let (near, far) = duplex(4 << 20);
         let max_payload = 65_536;
         let wire = Wire::V2 { max_payload };
@@ -62,7 +66,7 @@ impl Driven {
             ping_interval: Duration::from_secs(5),
             ping_timeout: Duration::from_secs(10),
             bounds: Bounds::NONE,
-            meter: None,
+            meter,
         };
         let (link, driver) = start(carrier, &config, engine, Arc::new(Silent));
         let driver = Box::pin(driver);
@@ -164,6 +168,35 @@ async fn a_turn_on_the_old_link_leaves_the_place_on_the_new_one() {
     assert!(flow.turn_in(&old.link, false, 0, &mut put).is_none());
     assert!(flow.turn_in(&new.link, false, 0, &mut put).is_some());
     assert_eq!(steps, 1, "OPEN on the new link");
+}
+
+/// Shows how many bytes are on their way.
+#[derive(Debug, Default)]
+struct OnTheirWay(AtomicU64);
+
+impl Meter for OnTheirWay {
+    fn frame_in(&self, _: &Frame) {}
+    fn frame_out(&self, _: &Frame) {}
+    fn bytes(&self, _: usize, _: usize) {}
+    fn round_trip(&self, _: Duration) {}
+    fn waiting(&self, _: usize, bytes: u64) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+    fn held_up(&self, _: Bound) {}
+    fn shed(&self) {}
+}
+
+#[tokio::test]
+async fn nothing_is_on_its_way_on_a_link_that_has_ended() {
+    let engine = engine();
+    let meter = Arc::new(OnTheirWay::default());
+    let mut link = Driven::metered(&engine, Role::Opener, Some(meter.clone()));
+    let (flow, _client) = flow(&engine).await;
+    link.link.attach(&flow, 1).unwrap();
+    link.poll();
+    assert_ne!(meter.0.load(Ordering::Relaxed), 0, "OPEN");
+    drop(link.driver);
+    assert_eq!(meter.0.load(Ordering::Relaxed), 0);
 }
 
 /// What a read brings at most: OPENs that are all refused.

@@ -61,6 +61,10 @@ impl<S> Driver<S> {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
+        if let Some(meter) = &self.carrier.meter {
+            // Whoever looks for another path may keep the link for long.
+            meter.waiting(0, 0);
+        }
         let mut woken = std::mem::take(&mut self.woken);
         {
             let mut queue = self.link.queue.lock();
