@@ -14,10 +14,12 @@ pub(super) struct Rivalry(VecDeque<Instant>);
 
 impl Rivalry {
     /// Records that a living agent is about to be displaced; false when that has happened too often
-    /// and the incumbent stays.
+    /// and the incumbent stays. It does for as long as the other keeps trying: every minute anew
+    /// they would end each other's flows.
     pub(super) fn displace(&mut self, now: Instant) -> bool {
         self.forget(now);
         if self.0.len() >= MOST {
+            self.0.iter_mut().for_each(|then| *then = now);
             return false;
         }
         self.0.push_back(now);
@@ -53,8 +55,9 @@ mod tests {
         assert!(rivalry.displace(at(0)) && rivalry.displace(at(1)) && rivalry.displace(at(2)));
         assert!(!rivalry.displace(at(3)));
         assert!(!rivalry.displace(at(59)));
-        assert!(rivalry.displace(at(60)));
-        assert!(!rivalry.is_over(at(61)));
-        assert!(rivalry.is_over(at(120)));
+        assert!(!rivalry.displace(at(118)), "the other has not given up");
+        assert!(!rivalry.is_over(at(177)));
+        assert!(rivalry.displace(at(178)));
+        assert!(rivalry.is_over(at(238)));
     }
 }

@@ -94,8 +94,24 @@ async fn rivals_on_different_hubs_are_damped() -> Result<()> {
         let side = &sides[turn as usize % 2];
         held.push(side.claim(claim("site-1", turn)).await?);
     }
+    let remembered = async || -> Result<Vec<u64>> {
+        let record = ["HGET", "nowconnect:{agent:site-1}", "rivals"];
+        let times = redis.run(&record).await?;
+        Ok(times
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<_, _>>()?)
+    };
+    let before = remembered().await?;
     let refused = sides[0].claim(claim("site-1", 9)).await;
     assert_eq!(refused.err(), Some(ClaimError::Conflict));
+    let after = remembered().await?;
+    assert_eq!(after.len(), 3);
+    let newest = before.last().copied();
+    assert!(
+        after.iter().all(|time| Some(*time) >= newest),
+        "trying keeps the incumbent: {before:?}, then {after:?}"
+    );
     Ok(())
 }
 

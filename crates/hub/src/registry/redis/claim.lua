@@ -3,7 +3,8 @@
 -- KEYS[1]  the agent's record, a hash:
 --            epoch, instance   the latest owner that was granted
 --            at, by            when, by this server's clock in ms, and through which hub
---            rivals            when living owners were displaced of late, in ms, separated by spaces
+--            rivals            when living owners were displaced of late, or could not be any more, in
+--                              ms, separated by spaces
 -- ARGV     1 instance, 2 epoch held ('' = does not say), 3 epoch seen by the agent,
 --          4 epoch of it seen by the hub, 5 and 6 epoch and instance of the owner whose tunnels
 --          the hub knows of ('' = none), 7 ms that the record lives, 8 ms above the clock that an
@@ -75,6 +76,9 @@ if living and instance ~= me then
         end
     end
     if #recent >= tonumber(ARGV[9]) then
+        -- The incumbent stays for as long as the other keeps trying.
+        local again = string.rep(string.format('%.0f ', clock), #recent)
+        redis.call('HSET', key, 'rivals', again)
         return { 'conflict', string.format('%.0f', epoch) }
     end
     recent[#recent + 1] = string.format('%.0f', clock)
