@@ -119,7 +119,10 @@ impl Guest {
         let acceptor = TlsAcceptor::from(mutual.server.current());
         let accept = acceptor.accept_with(bytes, |tls| tls.set_buffer_limit(Some(TLS_WRITES)));
         let handshakes = self.mesh.shards.handshakes();
-        handshakes.run(accept).await.map_err(Turned::Tls)
+        handshakes
+            .run(self.remote, accept)
+            .await
+            .map_err(Turned::Tls)
     }
 
     fn prove_sealed(&self, sealed: &Sealed) -> Result<Proof, Turned> {

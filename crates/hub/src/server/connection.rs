@@ -182,7 +182,7 @@ impl<S: Respond> Doorman<S> {
         let buffered = BufferedIo::new(stream, BytesMut::new());
         let accept = acceptor.accept_with(buffered, |tls| tls.set_buffer_limit(Some(TLS_WRITES)));
         let handshakes = self.shards.handshakes();
-        match timeout(TLS_DEADLINE, handshakes.run(accept)).await {
+        match timeout(TLS_DEADLINE, handshakes.run(peer.ip(), accept)).await {
             Ok(Ok(stream)) => {
                 self.serve(Stream::Tls(Box::new(stream.into())), peer, busy)
                     .await
