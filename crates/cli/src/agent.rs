@@ -8,11 +8,10 @@ use nowconnect_agent::{Agent, StartError};
 use nowconnect_settings::{Env, Loaded, Source};
 
 use crate::failure::Failure;
-use crate::hardening::keep_memory_private;
 use crate::logging::{LevelControl, Log};
-use crate::runtime::{block_on, raise_open_files};
+use crate::platform::{Signals, keep_memory_private, raise_open_files};
+use crate::runtime::block_on;
 use crate::service::{Reloaded, Service, Warnings, Watch, level_filter, serve, start_log};
-use crate::signals::Signals;
 use crate::traces::Traces;
 
 const EXAMPLES: &str = "\
@@ -32,6 +31,15 @@ pub(crate) struct Args {
     /// Configuration file (premise.yaml) [env: NC_CONFIG]; without one, environment and defaults
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+#[cfg(windows)]
+impl Args {
+    /// As if `--config` named `config`.
+    pub(crate) fn of(config: PathBuf) -> Self {
+        let config = Some(config);
+        Self { config }
+    }
 }
 
 /// How long flows get to end by themselves when the agent is told to stop.

@@ -25,9 +25,9 @@ use crate::agent::AgentService;
 use crate::failure::Failure;
 use crate::hub::HubService;
 use crate::logging::Log;
-use crate::runtime::{block_on, raise_open_files};
+use crate::platform::{Signals, raise_open_files};
+use crate::runtime::block_on;
 use crate::service::{Reloaded, Service, Watch, serve, start_log};
-use crate::signals::Signals;
 use files::{Files, Ports};
 use map::Map;
 

@@ -26,17 +26,32 @@ impl Failure {
 
     /// Prints the error with its causes to stderr and gives the exit code.
     pub(crate) fn report(self) -> ExitCode {
-        let (error, code) = match &self {
-            Failure::Usage(error) => (error, 2),
-            Failure::Runtime(error) => (error, 1),
-        };
         // `nowconnect … | head` closes our stdout; that is how it is meant to end.
-        let io = error.root_cause().downcast_ref::<std::io::Error>();
+        let io = self.error().root_cause().downcast_ref::<std::io::Error>();
         if io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
             return ExitCode::SUCCESS;
         }
-        eprintln!("error: {}", explain(error));
-        ExitCode::from(code)
+        eprintln!("error: {}", self.text());
+        ExitCode::from(self.code())
+    }
+
+    /// The error with its causes.
+    pub(crate) fn text(&self) -> String {
+        explain(self.error())
+    }
+
+    /// What the process ends with.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Failure::Usage(_) => 2,
+            Failure::Runtime(_) => 1,
+        }
+    }
+
+    fn error(&self) -> &anyhow::Error {
+        match self {
+            Failure::Usage(error) | Failure::Runtime(error) => error,
+        }
     }
 }
 

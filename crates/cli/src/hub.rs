@@ -11,11 +11,10 @@ use nowconnect_settings::{Env, Loaded, Source};
 
 use crate::audit::Audit;
 use crate::failure::Failure;
-use crate::hardening::keep_memory_private;
 use crate::logging::Log;
-use crate::runtime::{Threads, block_on, raise_open_files};
+use crate::platform::{Signals, keep_memory_private, raise_open_files};
+use crate::runtime::{Threads, block_on};
 use crate::service::{Reloaded, Service, Warnings, Watch, level_filter, serve, start_log};
-use crate::signals::Signals;
 use crate::traces::Traces;
 
 const EXAMPLES: &str = "\

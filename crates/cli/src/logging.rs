@@ -2,6 +2,8 @@
 
 mod line;
 mod recent;
+#[cfg(any(windows, test))]
+mod rolling;
 mod writer;
 
 use std::io::IsTerminal as _;
@@ -16,8 +18,11 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 
 use crate::audit::Audit;
+use crate::platform::log_output;
 pub(crate) use line::{Shape, is_dangerous, marked};
 use recent::RecentEvents;
+#[cfg(any(windows, test))]
+pub(crate) use rolling::{Limit, Rolling};
 use writer::{Flush, Lines};
 
 /// The prefix of our own crates' targets.
@@ -41,9 +46,8 @@ impl Log {
     /// # Errors
     /// When the writer's thread cannot be started or a logger is there already.
     pub(crate) fn start(level: LevelFilter, shape: Shape) -> std::io::Result<Self> {
-        let stdout = std::io::stdout();
-        let shape = shape.with_color(stdout.is_terminal() && color_wanted());
-        let (lines, flush) = writer::start(stdout, shape)?;
+        let shape = shape.with_color(std::io::stdout().is_terminal() && color_wanted());
+        let (lines, flush) = writer::start(log_output(), shape)?;
         let (filter, handle) = reload::Layer::new(targets(level));
         let recent = Arc::<Recent>::default();
         let audit = Audit::default();

@@ -15,12 +15,12 @@ mod drain;
 mod duration;
 mod failure;
 mod flows;
-mod hardening;
 mod health;
 mod hub;
 mod logging;
 mod man;
 mod path;
+mod platform;
 mod policy;
 mod private_file;
 mod reload;
@@ -28,9 +28,7 @@ mod replace_file;
 mod runtime;
 mod screen;
 mod service;
-mod signals;
 mod status;
-mod systemd;
 mod table;
 mod timestamp;
 mod token;
@@ -84,6 +82,8 @@ enum Command {
     Certs(certs::Args),
     Completions(completions::Args),
     Man(man::Args),
+    #[cfg(windows)]
+    Service(platform::service::Args),
 }
 
 fn main() -> ExitCode {
@@ -109,6 +109,8 @@ fn main() -> ExitCode {
         Command::Certs(args) => certs::run(args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
+        #[cfg(windows)]
+        Command::Service(args) => platform::service::run(args),
     };
     result.map_or_else(Failure::report, |()| ExitCode::SUCCESS)
 }

@@ -2,12 +2,13 @@
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
 
-/// Only the owner may read it: keys and tokens.
+use crate::platform::files;
+
+/// Permission bits: only the owner may read it, for keys and tokens.
 pub(crate) const SECRET: u32 = 0o600;
 /// Everybody may read it.
 pub(crate) const PUBLIC: u32 = 0o644;
@@ -39,11 +40,9 @@ pub(crate) fn write(
     neighbour.push(format!(".{}.new", std::process::id()));
     let neighbour = path.with_file_name(neighbour);
     let place = || -> std::io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&neighbour)?;
+        let mut fresh = OpenOptions::new();
+        fresh.write(true).create_new(true);
+        let mut file = files::open(&mut fresh, &neighbour, mode)?;
         file.write_all(content.as_bytes())?;
         file.sync_all()?;
         match existing {

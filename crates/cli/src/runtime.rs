@@ -1,11 +1,10 @@
-//! The async runtime, and the limit on open files, which is the limit on connections.
+//! The async runtime.
 
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Builder;
 
 /// How many threads carry the traffic
@@ -50,21 +49,4 @@ pub(crate) fn block_on<F: Future>(work: F) -> anyhow::Result<F::Output> {
     // A name lookup that hangs must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
     Ok(output)
-}
-
-/// Raises the soft limit on open files to the hard one; every flow needs a file descriptor.
-pub(crate) fn raise_open_files() {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current == maximum {
-        return;
-    }
-    if let Err(error) = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: maximum,
-            maximum,
-        },
-    ) {
-        tracing::warn!(event = "open_files_limited", limit = ?current, error = %error);
-    }
 }

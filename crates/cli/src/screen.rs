@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::platform::terminal_columns;
+
 /// Between two looks with `--watch`.
 const PERIOD: Duration = Duration::from_secs(2);
 
@@ -41,8 +43,7 @@ impl Screen {
         if !self.terminal {
             return None;
         }
-        let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
-        (size.ws_col > 0).then(|| usize::from(size.ws_col))
+        terminal_columns()
     }
 
     /// A heading.

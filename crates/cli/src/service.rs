@@ -8,8 +8,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::failure::Failure;
 use crate::logging::{Log, Shape};
-use crate::signals::{Request, Signals};
-use crate::systemd;
+use crate::platform::{Request, Signals, supervisor};
 
 /// Something that runs until it is told to stop.
 pub(crate) trait Service {
@@ -70,7 +69,7 @@ pub(crate) async fn serve(
     mut watch: Watch,
     mut signals: Signals,
 ) -> Result<(), Failure> {
-    systemd::ready();
+    supervisor::ready();
     loop {
         let mut reply = None;
         tokio::select! {
@@ -84,20 +83,20 @@ pub(crate) async fn serve(
             },
             files = watch.watcher.changed() => tracing::info!(event = "files_changed", ?files),
         }
-        systemd::reloading();
+        supervisor::reloading();
         watch.about_to_read();
         let outcome = service.reload().await.map(|reloaded| {
             watch.follow(reloaded.files);
             reloaded.needs_restart
         });
-        systemd::ready();
+        supervisor::ready();
         if let Some(asker) = reply {
             // Whoever asked may have hung up.
             let _ = asker.send(outcome);
         }
     }
     tracing::info!(event = "stopping");
-    systemd::stopping();
+    supervisor::stopping();
     tokio::select! {
         () = service.stop() => Ok(()),
         () = signals.stop() => {

@@ -68,6 +68,9 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
+    // To listen again at once after a restart. On Windows that needs nothing, and this would let others
+    // take the port away.
+    #[cfg(unix)]
     socket.set_reuse_address(true)?;
     if matches!(address.ip(), IpAddr::V6(ip) if ip.is_unspecified()) {
         socket.set_only_v6(false)?;

@@ -7,12 +7,13 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use super::record::{Digest, Draft, Hasher, Head, Record, Seal};
+use crate::platform::files::{self, FileExt as _, Identity};
+use crate::replace_file::SECRET;
 
 /// Bytes at the end of the file that are searched for its last record; none is as long.
 const WINDOW: u64 = 1024 * 1024;
@@ -26,8 +27,7 @@ const HEAD_BYTES: usize = 20 + 1 + 64 + 1;
 pub(crate) struct Trail {
     path: PathBuf,
     file: File,
-    /// Device and inode.
-    identity: (u64, u64),
+    identity: Identity,
     head_file: File,
     head: Head,
     torn: Option<Torn>,
@@ -59,40 +59,34 @@ impl Trail {
     /// # Errors
     /// It cannot be read and written, another process appends to it, or it holds something else.
     pub(crate) fn open(path: &Path, known: Option<Head>) -> io::Result<Self> {
-        let private = |path: &Path| {
-            let mut options = OpenOptions::new();
-            options.read(true).create(true).mode(0o600);
-            (options, path.to_owned())
-        };
-        let (mut options, at) = private(path);
-        let file = options.append(true).open(at)?;
-        let metadata = file.metadata()?;
-        if metadata.file_type().is_fifo() {
+        let options = || OpenOptions::new().read(true).create(true).clone();
+        let file = files::open(options().append(true), path, SECRET)?;
+        if files::is_pipe(&file)? {
             return Err(io::Error::other("it is a pipe, which keeps nothing"));
         }
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             let message = "another process appends to it; give each hub a file of its own";
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
         }
-        let (mut options, at) = private(&head_path(path));
-        let head_file = options.write(true).truncate(false).open(at)?;
+        let keeps = file.metadata()?.is_file();
+        let head_path = head_path(path);
+        let head_file = files::open(options().write(true).truncate(false), &head_path, SECRET)?;
         let (last, torn) = read_tail(&file)?;
         let noted = known.or_else(|| read_head(&head_file));
         Ok(Self {
             path: path.to_owned(),
-            identity: (metadata.dev(), metadata.ino()),
+            identity: Identity::of(&file)?,
             file,
             head_file,
             head: later(noted, last).unwrap_or(Head::START),
             torn,
-            keeps: metadata.is_file(),
+            keeps,
         })
     }
 
     /// Whether its path still leads to it, so that it was not moved away.
     pub(crate) fn is_in_place(&self) -> bool {
-        let there = std::fs::metadata(&self.path);
-        there.is_ok_and(|there| (there.dev(), there.ino()) == self.identity)
+        Identity::at(&self.path).is_ok_and(|there| there == self.identity)
     }
 
     /// Its last record.

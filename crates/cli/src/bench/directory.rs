@@ -16,7 +16,8 @@ use super::load::{self, Answer, Pace, Work};
 use super::options::{Load, Target};
 use super::report::{Output, Run};
 use crate::failure::Failure;
-use crate::runtime::{block_on, raise_open_files};
+use crate::platform::raise_open_files;
+use crate::runtime::block_on;
 
 const EXAMPLES: &str = "\
 Examples:

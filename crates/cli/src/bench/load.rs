@@ -16,7 +16,7 @@ use tokio::time::{Instant, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::histogram::Histogram;
-use crate::signals::Signals;
+use crate::platform::Signals;
 
 /// Different errors that are told apart in a report.
 const MAX_ERRORS: usize = 20;

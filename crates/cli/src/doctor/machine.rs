@@ -1,9 +1,9 @@
 //! What the machine lets a hub have.
 
 use nowconnect_hub::config::HubConfig;
-use rustix::process::{Resource, getrlimit};
 
 use super::report::Report;
+use crate::platform::most_open_files;
 
 /// Descriptors besides those of clients: tunnels, links, Redis, files.
 const OTHERS: u64 = 256;
@@ -11,7 +11,7 @@ const OTHERS: u64 = 256;
 pub(super) fn examine(config: &HubConfig, report: &mut Report) {
     let clients = config.limits.max_conn_total as u64;
     let wanted = clients + OTHERS;
-    match getrlimit(Resource::Nofile).maximum {
+    match most_open_files() {
         Some(most) if most < wanted => report.warning(
             "open files",
             format!("at most {most}; limits.max_conn_total allows {clients} connections"),

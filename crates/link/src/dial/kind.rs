@@ -3,6 +3,13 @@
 use std::fmt;
 use std::io::{self, ErrorKind};
 
+/// ENFILE, EMFILE and ENOBUFS of Linux.
+#[cfg(not(windows))]
+const EXHAUSTED: [i32; 3] = [23, 24, 105];
+/// WSAEMFILE and WSAENOBUFS.
+#[cfg(windows)]
+const EXHAUSTED: [i32; 2] = [10024, 10055];
+
 /// What a [`DialError`](super::DialError) comes down to, for metrics, refusals and retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DialErrorKind {
@@ -68,8 +75,13 @@ impl DialErrorKind {
             | ErrorKind::OutOfMemory
             | ErrorKind::QuotaExceeded
             | ErrorKind::WouldBlock => Self::LocalResource,
-            // ENFILE, EMFILE and ENOBUFS have no kind of their own; the numbers are Linux's.
-            _ if matches!(error.raw_os_error(), Some(23 | 24 | 105)) => Self::LocalResource,
+            // They have no kind of their own.
+            _ if error
+                .raw_os_error()
+                .is_some_and(|code| EXHAUSTED.contains(&code)) =>
+            {
+                Self::LocalResource
+            }
             _ => Self::Unreachable,
         }
     }

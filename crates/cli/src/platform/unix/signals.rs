@@ -5,14 +5,7 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What a signal means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Request {
-    /// SIGTERM or SIGINT.
-    Stop,
-    /// SIGHUP.
-    Reload,
-}
+use crate::platform::Request;
 
 /// The signals of the process, from now on.
 #[derive(Debug)]
