@@ -3,9 +3,11 @@
     chart.py schema VALUES...            values against values.schema.json
     chart.py manifests BINARY FILE...    rendered files
     chart.py rules RULES FILE            the PrometheusRule in a rendered file is RULES
+    chart.py lint                        the chart by Helm's own rules, by its library (pip install helm-sdkpy)
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -87,10 +89,36 @@ def relations(documents):
     return problems
 
 
+def closed(schema):
+    """A schema that objects to keys it does not know, as the API server does when asked to be strict."""
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: closed(value) for key, value in schema.items()}
+    open_ended = {"additionalProperties", "x-kubernetes-preserve-unknown-fields"} & inner.keys()
+    return inner | ({"additionalProperties": False} if isinstance(inner.get("properties"), dict) and not open_ended else {})
+
+
+def custom_resources():
+    """Judges by kind and version, of the CustomResourceDefinitions in the directory that CRDS names."""
+    import jsonschema
+
+    judges = {}
+    for file in pathlib.Path(os.environ["CRDS"]).glob("*.yaml") if os.environ.get("CRDS") else ():
+        spec = yaml.safe_load(file.read_text())["spec"]
+        for version in spec["versions"]:
+            schema = version["schema"]["openAPIV3Schema"]
+            schema["properties"]["metadata"] = {"type": "object", "additionalProperties": True}
+            judges[spec["names"]["kind"], f"{spec['group']}/{version['name']}"] = jsonschema.Draft7Validator(closed(schema))
+    return judges
+
+
 def manifests(binary, files):
     import kubernetes_validate
 
     problems = []
+    judges = custom_resources()
     for file in files:
         documents = [item for item in yaml.safe_load_all(pathlib.Path(file).read_text()) if item]
         configs = 0
@@ -101,6 +129,10 @@ def manifests(binary, files):
                     kubernetes_validate.validate(item, "1.32", strict=True)
                 except kubernetes_validate.ValidationError as error:
                     problems.append(f"{name}: {list(error.path)}: {error.message}")
+            elif judge := judges.get((item["kind"], item["apiVersion"])):
+                problems += [f"{name}: {error.json_path}: {error.message}" for error in judge.iter_errors(item)]
+            elif judges:
+                problems.append(f"{name}: no schema in CRDS")
             for key, text in item.get("data", {}).items() if item["kind"] == "ConfigMap" else ():
                 configs += 1
                 problems += judge_config(binary, f"{name} {key}", text)
@@ -116,6 +148,21 @@ def rules(original, file):
     return [] if same else [f"{file}: its rules are not those of {original}"]
 
 
+def lint():
+    import asyncio
+
+    import helm_sdkpy
+
+    async def judged():
+        return await helm_sdkpy.Lint(helm_sdkpy.Configuration(namespace="default")).run(str(CHART))
+
+    messages = asyncio.run(judged())["Messages"]
+    # 1 is a remark, 2 a warning, 3 an error; the library keeps the words to itself.
+    found = [f"{message['Path']}: severity {message['Severity']}" for message in messages or () if message["Severity"] > 1]
+    print(f"{len(messages or ())} remarks, {len(found)} warnings and errors")
+    return found
+
+
 match sys.argv[1:]:
     case ["schema", *files]:
         found = schema(files)
@@ -123,6 +170,8 @@ match sys.argv[1:]:
         found = manifests(binary, files)
     case ["rules", original, file]:
         found = rules(original, file)
+    case ["lint"]:
+        found = lint()
     case _:
         sys.exit(__doc__)
 for problem in found:

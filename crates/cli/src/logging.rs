@@ -21,7 +21,7 @@ use crate::audit::Audit;
 use crate::platform::log_output;
 pub(crate) use line::{Shape, is_dangerous, marked};
 use recent::RecentEvents;
-#[cfg(any(windows, test))]
+#[cfg(windows)]
 pub(crate) use rolling::{Limit, Rolling};
 use writer::{Flush, Lines};
 

@@ -78,8 +78,10 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_tcp_nodelay(true)?;
     let probing = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(15))
-        .with_retries(4);
+        .with_interval(Duration::from_secs(15));
+    // Not every Windows lets this be said.
+    #[cfg(not(windows))]
+    let probing = probing.with_retries(4);
     socket.set_tcp_keepalive(&probing)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;

@@ -42,10 +42,10 @@ impl TcpOptions {
         let socket = SockRef::from(io);
         socket.set_tcp_nodelay(true)?;
         if let Some(time) = self.keepalive {
-            let probes = TcpKeepalive::new()
-                .with_time(time)
-                .with_interval(time)
-                .with_retries(4);
+            let probes = TcpKeepalive::new().with_time(time).with_interval(time);
+            // Windows tries ten times; the option for that is newer than Windows Server 2016.
+            #[cfg(not(windows))]
+            let probes = probes.with_retries(4);
             socket.set_tcp_keepalive(&probes)?;
         }
         #[cfg(target_os = "linux")]

@@ -27,11 +27,11 @@ pub(super) fn everybody(path: &Path, _: &Metadata) -> Option<Everybody> {
 
 /// `*S-1-5-18` is the system, `*S-1-5-32-544` are administrators, whatever they are called here.
 pub(super) fn remedy(path: &str, holds: Holds) -> String {
-    let rights = match holds {
+    let owners = format!(r#"icacls "{path}" /inheritance:r /grant:r *S-1-5-18:F *S-1-5-32-544:F"#);
+    match holds {
         Holds::Secret => {
-            "the account that runs this, for example \"NT SERVICE\\NowConnectAgent:R\""
+            format!(r#"{owners} "NT SERVICE\NowConnectAgent:R", or whichever account runs this"#)
         }
-        Holds::Trust => "*S-1-5-32-545:R",
-    };
-    format!("icacls \"{path}\" /inheritance:r /grant:r *S-1-5-18:F *S-1-5-32-544:F, and {rights}")
+        Holds::Trust => format!("{owners} *S-1-5-32-545:R"),
+    }
 }

@@ -144,8 +144,8 @@ fn install(settings: &Settings) -> anyhow::Result<()> {
             settings.name
         )
     })?;
-    let prepared = recover(&service).and_then(|()| directories(&settings.name, logs));
-    prepared.context("the service is made, but not all of it is set up")?;
+    recover(&service);
+    directories(&settings.name, logs).context("the service is made, but not its directories")?;
     let (config, log_file) = (config.display(), log_file.display());
     println!(
         "{name} is installed and starts with Windows.\n\
@@ -159,21 +159,37 @@ fn install(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the manager does when the service fails, and that it waits when the machine shuts down.
-fn recover(service: &Service) -> anyhow::Result<()> {
+/// What the manager does when the service fails, and that it waits when the machine shuts down. The
+/// service works without, so what cannot be set is only told.
+fn recover(service: &Service) {
     let restart = |seconds| ServiceAction {
         action_type: ServiceActionType::Restart,
         delay: Duration::from_secs(seconds),
     };
-    service.set_description("Connects targets in this network to NowConnect hubs")?;
-    service.update_failure_actions(ServiceFailureActions {
+    let actions = ServiceFailureActions {
         reset_period: ServiceFailureResetPeriod::After(Duration::from_secs(3600)),
         reboot_msg: None,
         command: None,
         actions: Some(vec![restart(2), restart(10), restart(60)]),
-    })?;
-    service.set_failure_actions_on_non_crash_failures(true)?;
-    Ok(service.set_preshutdown_timeout(SHUTDOWN)?)
+    };
+    let description = "Connects targets in this network to NowConnect hubs";
+    for (what, done) in [
+        ("its description", service.set_description(description)),
+        ("restarts", service.update_failure_actions(actions)),
+        (
+            "restarts after an exit code",
+            service.set_failure_actions_on_non_crash_failures(true),
+        ),
+        (
+            "the wait at a shutdown",
+            service.set_preshutdown_timeout(SHUTDOWN),
+        ),
+    ] {
+        if let Err(error) = done {
+            let error = Failure::from(error);
+            eprintln!("warning: {what} cannot be set: {}", error.text());
+        }
+    }
 }
 
 /// Makes the directories; those of other places are as private as whoever made them wants.
