@@ -232,10 +232,13 @@ impl Flows {
         let counters = self.metrics.connector(&label.connector);
         match dialed {
             Ok(socket) => {
-                tracing::info!(
-                    event = "flow_opened", cid = %flow.cid(), connector = %label.connector,
-                    client = %label.client, listener = %label.listener
-                );
+                // Its end tells all that is worth telling of a probe.
+                if !label.is_probe() {
+                    tracing::info!(
+                        event = "flow_opened", cid = %flow.cid(), connector = %label.connector,
+                        client = %label.client, listener = %label.listener
+                    );
+                }
                 counters
                     .open_latency
                     .observe(flow.since().elapsed().as_secs_f64());
@@ -345,13 +348,19 @@ impl FlowEvents for Flows {
         counters
             .duration
             .observe(flow.since().elapsed().as_secs_f64());
+        self.ended.notify_waiters();
+        if label.is_probe() {
+            return tracing::debug!(
+                event = "probe_closed", cid = %flow.cid(), connector = %label.connector, %reason,
+                duration_ms = summary.duration_ms
+            );
+        }
         tracing::info!(
             event = "flow_closed", cid = %flow.cid(), connector = %label.connector,
             client = %label.client, listener = %label.listener, %reason,
             bytes_c2a = summary.bytes_c2a, bytes_a2c = summary.bytes_a2c,
             duration_ms = summary.duration_ms
         );
-        self.ended.notify_waiters();
     }
 
     fn over(&self, flow: &Arc<SocketFlow>) {

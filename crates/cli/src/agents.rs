@@ -8,7 +8,7 @@ use crate::cells::{list, silent, word};
 use crate::failure::Failure;
 use crate::runtime::block_on;
 use crate::screen::{How, Screen};
-use crate::status::agent_table;
+use crate::status::{agent_table, target_table};
 
 const LIST: &str = "\
 Examples:
@@ -103,7 +103,13 @@ fn show(args: &List) -> Result<(), Failure> {
     ];
     let look = async || admin.pages("agents", &keys, None, true).await;
     let describe = |report: &Value, screen: &Screen, _: Option<usize>| {
-        agent_table(&report["agents"]).render(screen) + &silent(report)
+        let mut text = agent_table(&report["agents"]).render(screen);
+        let targets = target_table(&report["agents"], |_| true);
+        if !targets.is_empty() {
+            text.push('\n');
+            text += &targets.render(screen);
+        }
+        text + &silent(report)
     };
     block_on(Screen::new().show(args.how, look, describe))??;
     Ok(())

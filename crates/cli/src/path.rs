@@ -10,7 +10,7 @@ use crate::cells::{age, bytes, counted, list, ms, silent, word};
 use crate::failure::Failure;
 use crate::runtime::block_on;
 use crate::screen::{How, Screen};
-use crate::status::errors;
+use crate::status::{certificate, errors};
 use crate::table::Table;
 
 const EXAMPLES: &str = "\
@@ -166,6 +166,19 @@ fn cells(hop: &Value) -> Vec<String> {
             word(&hop["version"]),
             word(&hop["instance"])
         ),
+        "target" if hop["ok"] == true => {
+            let probe = &hop["probe"];
+            let (kind, took) = (word(&probe["type"]), ms(&probe["latency_ms"]));
+            let mut what = format!("answers its {kind} probe in {took}");
+            if probe["certificate"].is_object() {
+                let _ = write!(
+                    what,
+                    ", certificate: {}",
+                    certificate(&probe["certificate"])
+                );
+            }
+            what
+        }
         "target" => word(&hop["detail"]),
         _ => String::new(),
     };

@@ -1,6 +1,7 @@
 //! `nowconnect status`: what the hubs of a cluster do, as tables or JSON.
 
 use std::fmt::Write as _;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
@@ -74,6 +75,7 @@ fn tables(report: &Value, screen: &Screen, width: Option<usize>) -> String {
     for table in [
         agents(report),
         connectors(report),
+        target_table(&report["agents"], |probe| probe["state"] != "up"),
         listeners(status),
         links(report),
     ] {
@@ -181,13 +183,15 @@ fn connectors(report: &Value) -> Table {
         "CONNECTOR",
         "LISTENERS",
         "TUNNELS",
+        "UP",
         "FLOWS",
         "OPEN P50",
         "OPEN P95",
         "TURNED AWAY",
     ]);
     for connector in list(&report["connectors"]) {
-        let mut cells = row(connector, &["name", "listeners", "tunnels", "flows"]);
+        let mut cells = row(connector, &["name", "listeners", "tunnels"]);
+        cells.extend([targets_up(&connector["probes"]), word(&connector["flows"])]);
         let hubs = list(&connector["hubs"]);
         // Percentiles of hubs cannot be joined: the slowest counts.
         let slowest = |key: &str| {
@@ -198,6 +202,63 @@ fn connectors(report: &Value) -> Table {
         table.row(cells);
     }
     table
+}
+
+/// How many of the targets that are probed are up.
+fn targets_up(counts: &Value) -> String {
+    let count = |state: &str| counts[state].as_u64().unwrap_or(0);
+    let (up, others) = (count("up"), count("down").saturating_add(count("unknown")));
+    match up.saturating_add(others) {
+        0 => "-".into(),
+        all => format!("{up}/{all}"),
+    }
+}
+
+/// Targets that are probed, or those alone that `wanted` names.
+pub(crate) fn target_table(agents: &Value, wanted: impl Fn(&Value) -> bool) -> Table {
+    let mut table = Table::new(&[
+        "TARGET OF",
+        "AGENT",
+        "HUB",
+        "PROBE",
+        "STATE",
+        "SINCE",
+        "LATENCY",
+        "CERTIFICATE",
+        "WHY",
+    ]);
+    for agent in list(agents) {
+        for probe in list(&agent["probes"]).iter().filter(|probe| wanted(probe)) {
+            table.row(vec![
+                word(&probe["connector"]),
+                word(&agent["agent_id"]),
+                word(&probe["hub"]),
+                word(&probe["type"]),
+                word(&probe["state"]),
+                age(&probe["since_sec"]),
+                ms(&probe["latency_ms"]),
+                certificate(&probe["certificate"]),
+                word(&probe["detail"]),
+            ]);
+        }
+    }
+    table
+}
+
+/// How long a target's certificate is still good, and what is wrong with it.
+pub(crate) fn certificate(shown: &Value) -> String {
+    let Some(ends) = shown["expires_at"].as_u64() else {
+        return "-".into();
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let mut text = match ends.checked_sub(now.unwrap_or_default().as_secs()) {
+        Some(left) => age(&left.into()),
+        None => "expired".into(),
+    };
+    if !matches!(shown["judged"].as_str(), Some("trusted" | "not_judged")) {
+        let _ = write!(text, ", {}", word(&shown["judged"]));
+    }
+    text
 }
 
 /// How many clients of all hubs were turned away, by reason.

@@ -17,6 +17,7 @@ mod proofs;
 mod proxy_header;
 mod registry;
 mod relay;
+mod targets;
 mod tokens;
 mod v1;
 mod websocket;
@@ -59,6 +60,7 @@ targets! {
     dpop = proofs::proof;
     dpop_claims = proofs::claims;
     pdp_answer = tokens::decision;
+    probe_answer = targets::answer;
     redis_answer = registry::answer;
     redis_entry = registry::entry;
     redis_notice = registry::notice;

@@ -66,8 +66,8 @@ macro_rules! replays {
 
 replays! {
     frame hello json_v1 flow relay ws_decode ws_bytes upgrade_request upgrade_answer connect_answer
-    forwarded certificate proxy_header jwt claims jwks dpop dpop_claims pdp_answer redis_answer redis_entry
-    redis_notice redis_notices admin_request hub_answers hub_config hub_env agent_config agent_env
+    forwarded certificate proxy_header jwt claims jwks dpop dpop_claims pdp_answer probe_answer redis_answer
+    redis_entry redis_notice redis_notices admin_request hub_answers hub_config hub_env agent_config agent_env
 }
 
 #[test]

@@ -48,6 +48,7 @@ use crate::mesh::Mesh;
 use crate::metrics::Metrics;
 use crate::pdp::Pdp;
 use crate::policy::Policy;
+use crate::probes::Probes;
 use crate::registry::Registry;
 use crate::router::Router;
 use crate::server::{Answer, Call, Health, Respond, Stage, answer};
@@ -88,6 +89,8 @@ pub struct Scope {
     pub mesh: Arc<Mesh>,
     /// Flows of other hubs.
     pub forward: Arc<Forward>,
+    /// Whether targets are well.
+    pub probes: Arc<Probes>,
     /// Flows.
     pub router: Arc<Router>,
     /// Who may connect.

@@ -3,6 +3,7 @@
 //! Optional text keys left empty mean "not set"; durations are [`Duration`]s whatever unit the key
 //! has, and `None` where a key's zero means "never".
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -18,10 +19,12 @@ use nowconnect_settings::{
 
 mod diff;
 mod fit;
+mod probes;
 mod read;
 pub(crate) mod redis_url;
 
 pub use diff::Change;
+pub use probes::{ProbeConfig, ProbeKind};
 pub use read::ALIASES;
 
 /// Variables with our prefix that are read elsewhere.
@@ -46,6 +49,8 @@ pub struct HubConfig {
     pub admin: AdminConfig,
     /// The audit trail.
     pub audit: AuditConfig,
+    /// Probes of targets, by connector; empty = off.
+    pub probes: BTreeMap<String, ProbeConfig>,
     /// High availability.
     pub ha: HaConfig,
 }

@@ -17,6 +17,7 @@ use crate::policy::proxy;
 
 pub use crate::admin::fuzzing as admin;
 pub use crate::policy::ProxyError;
+pub use crate::probes::fuzzing as probes;
 pub use crate::registry::fuzzing as registry;
 
 /// Who sent a request that came from `peer`, as the forwarded headers of trusted proxies say.

@@ -29,6 +29,7 @@ use crate::mesh::{Mesh, MeshError};
 use crate::metrics::Metrics;
 use crate::pdp::{Pdp, PdpError};
 use crate::policy::Policy;
+use crate::probes::Probes;
 use crate::registry::Registry;
 use crate::router::Router;
 use crate::server::{Health, PortTls};
@@ -93,6 +94,7 @@ pub struct Hub {
     mesh_port: MeshPort,
     crossings: Arc<Crossings>,
     tunnels: Arc<Tunnels>,
+    probes: Arc<Probes>,
     router: Arc<Router>,
     engine: Arc<Engine>,
     keys: KeyKeeper,

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod pdp;
 pub mod policy;
 pub mod probe;
+pub mod probes;
 pub mod registry;
 pub mod router;
 pub mod server;

@@ -7,6 +7,7 @@ mod audit;
 mod flows;
 mod mesh;
 mod open_times;
+mod probes;
 mod shared;
 mod tunnels;
 
@@ -28,6 +29,7 @@ pub use mesh::{
 };
 pub use nowconnect_link::metrics::Format;
 pub use open_times::{OPEN_BOUNDS_MS, OpenTimes};
+pub use probes::ProbeMetrics;
 pub use tunnels::TunnelMetrics;
 
 /// Distinct connector names, agent ids or peers that get series of their own.
@@ -47,6 +49,8 @@ pub struct Metrics {
     pub audit: AuditMetrics,
     /// Spans for a tracing system.
     pub traces: TraceMetrics,
+    /// What probes find out about targets.
+    pub probes: ProbeMetrics,
     registry: Registry,
     connector_names: BoundedNames,
     agent_names: BoundedNames,
@@ -66,12 +70,14 @@ impl Metrics {
         let mesh = MeshMetrics::register(&mut catalog);
         let audit = AuditMetrics::register(&mut catalog);
         let traces = TraceMetrics::register(&mut catalog);
+        let probes = ProbeMetrics::register(&mut catalog);
         Arc::new(Self {
             flows,
             tunnels,
             mesh,
             audit,
             traces,
+            probes,
             registry,
             connector_names: BoundedNames::new(NAMES_PER_KIND),
             agent_names: BoundedNames::new(NAMES_PER_KIND),
@@ -104,6 +110,11 @@ impl Metrics {
     /// The value that stands for this agent in labels.
     pub fn agent_label<'a>(&self, agent_id: &'a str) -> &'a str {
         self.agent_names.admit(agent_id)
+    }
+
+    /// The value that stands for this connector in labels.
+    pub fn connector_label<'a>(&self, name: &'a str) -> &'a str {
+        self.connector_names.admit(name)
     }
 
     /// The handles of a mesh peer.

@@ -9,6 +9,7 @@
 //! settles claims between them and tells each what the others hold; while it does not answer, claims
 //! are granted here and published when it is back. Losing it closes no tunnel.
 
+mod ailing;
 mod epoch;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -35,6 +36,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::{HaConfig, HaMode};
 use crate::metrics::Metrics;
+use ailing::Ailing;
 use own::{Now, Own, RecordId};
 use redis::{Store, Worker};
 use routes::Entry;
@@ -102,6 +104,7 @@ type Superseded = Box<dyn Fn(&Arc<str>, Owner) + Send + Sync>;
 pub struct Registry {
     hub: Arc<str>,
     own: Mutex<Own>,
+    ailing: Ailing,
     routes: Routes,
     superseded: OnceLock<Superseded>,
     store: ArcSwapOption<Store>,
@@ -119,6 +122,7 @@ impl Registry {
         Arc::new(Self {
             hub,
             own: Mutex::default(),
+            ailing: Ailing::default(),
             routes: Routes::new(),
             superseded: OnceLock::new(),
             store: ArcSwapOption::empty(),
@@ -236,6 +240,21 @@ impl Registry {
         let own = self.own.lock();
         let connectors = own.get(agent_id).map(|record| record.connectors.clone());
         connectors.unwrap_or_default()
+    }
+
+    /// The connectors of an agent with tunnels here whose targets are down from now on. All hubs are
+    /// told; who is routed to them is for the router to say.
+    pub fn set_ailing(&self, agent_id: &Arc<str>, connectors: Vec<String>) {
+        if self.ailing.set(agent_id, connectors)
+            && let Some(store) = &*self.store.load()
+        {
+            store.note(agent_id);
+        }
+    }
+
+    /// Whether the target of a connector of an agent with tunnels here is down.
+    pub fn is_ailing(&self, agent_id: &str, connector: &str) -> bool {
+        self.ailing.of(agent_id).iter().any(|one| one == connector)
     }
 
     /// A later owner of the agent's id than `owner` on another hub.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nowconnect_link::counters::Engine;
 use nowconnect_link::endpoint::SocketFlow;
+use nowconnect_link::quiet::Quiet;
 use nowconnect_link::tasks::Tasks;
 use nowconnect_link::trace::{Kind, Trace, Tracer};
 use nowconnect_proto::{Cid, Reason};
@@ -41,6 +42,8 @@ pub struct Router {
     engine: Arc<Engine>,
     metrics: Arc<Metrics>,
     tracer: Tracer,
+    /// While all targets are down, every connection would be worth a line.
+    fail_open: Quiet,
     tasks: Tasks,
     flows: Mutex<HashMap<Cid, Entry>>,
     count: watch::Sender<Count>,
@@ -100,6 +103,7 @@ impl Router {
             engine,
             metrics,
             tracer,
+            fail_open: Quiet::default(),
             tasks,
             flows: Mutex::default(),
             count: watch::Sender::default(),

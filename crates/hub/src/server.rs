@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use crate::listener::{BindError, listen};
 use crate::mesh::{Mesh, Shown};
 use crate::metrics::{Format, Metrics};
+use crate::probes::Probes;
 use crate::tunnels::Tunnels;
 
 pub use answer::Answer;
@@ -35,6 +36,8 @@ pub struct Surface {
     pub metrics: Arc<Metrics>,
     /// The state of `/readyz`.
     pub health: Arc<Health>,
+    /// What `/readyz?verbose` adds.
+    pub probes: Arc<Probes>,
     /// Takes agents in; `None` on a port that serves only metrics and health.
     pub tunnels: Option<Arc<Tunnels>>,
     /// Takes other hubs in, unless they have a port of their own; `None` on the second port too.
@@ -139,8 +142,11 @@ impl Surface {
             "/healthz" => answer::json(StatusCode::OK, &serde_json::json!({ "status": "ok" })),
             "/readyz" => {
                 let query = request.uri().query().unwrap_or_default();
-                let strict = query.split('&').any(|pair| pair == "strict=1");
-                let (status, report) = self.health.readiness(strict);
+                let asks = |wanted: &[&str]| query.split('&').any(|pair| wanted.contains(&pair));
+                let (status, mut report) = self.health.readiness(asks(&["strict=1"]));
+                if asks(&["verbose", "verbose=1"]) {
+                    report["probes"] = self.probes.summary();
+                }
                 answer::json(status, &report)
             }
             _ => self.measurements(request),

@@ -195,7 +195,7 @@ fn every_key_can_be_set_from_the_environment() {
         ("NOWCONNECT__PDP__URL", "http://pdp"),
     ];
     for spec in HubConfig::keys() {
-        if spec.key.contains("[]") {
+        if spec.key.contains("[]") || spec.key.contains("<name>") {
             continue;
         }
         let var = format!("NOWCONNECT__{}", spec.key.to_uppercase().replace('.', "__"));
@@ -215,6 +215,10 @@ fn every_key_can_be_set_from_the_environment() {
     let listeners = r#"[{"name": "a", "bind": "[::1]:1", "connector": "c", "max_conn": 3}]"#;
     let hub = ok("listeners:", &[("NOWCONNECT__LISTENERS", listeners)]).config;
     assert_eq!(hub.listeners[0].max_conn, Some(3));
+    let file = "probes: { ldap_dc-2: { type: ldap } }";
+    let probe = [("NOWCONNECT__PROBES__LDAP_DC_2__INTERVAL_SEC", "7")];
+    let hub = ok(file, &probe).config;
+    assert_eq!(hub.probes["ldap_dc-2"].interval, Duration::from_secs(7));
 }
 
 #[test]
@@ -320,6 +324,23 @@ fn what_does_not_fit_together_is_a_problem() {
             ],
         ),
         (
+            "probes: { ldap: { typ: ldap }, pg: { type: sql, timeout_ms: 1 } }",
+            &[
+                "F:1:11: probes.ldap.type: required but not set (set it in the file or by NOWCONNECT__PROBES__LDAP__TYPE)",
+                "F:1:19: probes.ldap.typ: there is no such key (did you mean `type`?)",
+                "F:1:44: probes.pg.type: expected one of the words (tcp, tls, ldap, ldaps, http, https), found \"sql\"",
+                "F:1:61: probes.pg.timeout_ms: expected an integer (10 to 60000), found the integer 1",
+            ],
+        ),
+        (
+            "probes: { a b: { type: tls, interval_sec: 1, ca_file: a } }",
+            &[
+                "F:1:11: probes.a b: names no connector (a name has 1 to 64 letters, digits, `.`, `_`, `-`)",
+                "F:1:11: probes.a b.timeout_ms: longer than interval_sec (a probe must be over before the next one is due)",
+                "F:1:11: probes.a b.server_name: required beside ca_file (the host that the target's certificate is for)",
+            ],
+        ),
+        (
             "security: { audience: }\npdp: { url: 'pdp:80' }",
             &[
                 "F:2:13: pdp.url: expected a URL like https://host:port/path (http:// or https://), found the text \"pdp:80\": scheme and host are needed",
@@ -360,6 +381,16 @@ fn what_deserves_a_look_is_a_warning() {
             "listeners: [{ name: a, bind: '1.2.3.4:1', connector: c, allow_cidrs: [10.0.0.0/8] }]\nsecurity: { jwks_url: 'http://127.0.0.1/jwks' }",
             &[],
             &[],
+        ),
+        (
+            "listeners: [{ name: a, bind: '1.2.3.4:1', connector: c }]\nsecurity: { jwks_url: 'http://127.0.0.1/jwks' }\nprobes: { c: { type: tcp, path: /, starttls: true }, d: { type: ldap, server_name: x } }",
+            &[],
+            &[
+                "F:3:33: warning: probes.c.path: has no effect with type: tcp",
+                "F:3:46: warning: probes.c.starttls: has no effect with type: tcp",
+                "F:3:54: warning: probes.d: no listener of this hub leads to a connector of this name (agents that export it are probed all the same)",
+                "F:3:84: warning: probes.d.server_name: has no effect with type: ldap",
+            ],
         ),
     ] {
         let mut found = lines(ok(text, env).warnings);

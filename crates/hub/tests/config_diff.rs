@@ -101,6 +101,7 @@ fn every_section_is_told_apart() {
             &["observability.traces"],
         ),
         (&[("NOWCONNECT_PDP_URL", "http://p")], &["pdp"], &[]),
+        (&[("NOWCONNECT__PROBES__C__TYPE", "tcp")], &["probes"], &[]),
         (
             &[("NOWCONNECT__ADMIN__BIND", "127.0.0.1:9")],
             &[],

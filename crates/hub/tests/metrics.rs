@@ -22,6 +22,12 @@ fn everything() -> String {
         .protocol_errors
         .with(["tunnel", "bad_frame"]);
     metrics.tunnels.cert_expiry.with(["tunnel"]);
+    metrics.probes.up.with([agent, "ldap"]);
+    metrics.probes.targets.with(["ldap", "up"]);
+    metrics.probes.duration.with(["ldap"]);
+    metrics.probes.failures.with(["ldap", "timeout"]);
+    metrics.probes.cert_expiry.with([agent, "ldap"]);
+    metrics.probes.fail_open.with(["ldap"]);
     metrics.render(Format::Prometheus).expect("text")
 }
 

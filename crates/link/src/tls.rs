@@ -1,7 +1,9 @@
 //! TLS configurations from files, and their replacement while connections run.
 //!
 //! TLS 1.2 and 1.3 by rustls and aws-lc-rs, HTTP/1.1 by ALPN. Certificates are always verified;
-//! there is deliberately no way to turn that off. All calls to the provider are in here.
+//! there is deliberately no way to turn that off. What only looks at a server and tells it nothing
+//! ([`Inspector`], [`Witness`]) judges what it has seen afterwards. All calls to the provider are in
+//! here.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,12 +20,14 @@ mod inspect;
 mod live;
 mod pem;
 mod trust;
+mod witness;
 
 pub use cert::{Written, expiry, names, written};
 pub use fault::CertificateFault;
 pub use inspect::Inspector;
 pub use live::{Live, LiveClientConfig, LiveServerConfig, LiveTrust, Prepared};
 pub use trust::{Trust, TrustFiles};
+pub use witness::Witness;
 
 /// A certificate chain (leaf first) and its private key, both PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -109,6 +109,9 @@ pub struct Open {
     pub trace: Option<TraceContext>,
 }
 
+/// The listener of flows that have no client: a hub probes the target itself.
+pub const PROBE_LISTENER: &str = "probe";
+
 /// One frame.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]

@@ -25,7 +25,8 @@ pub const USER_PASSWORD: &str = "user-secret";
 /// A running `slapd`; killed when dropped.
 #[derive(Debug)]
 pub struct Slapd {
-    _process: Process,
+    process: Process,
+    serve: Command,
     dir: TempDir,
     addr: SocketAddr,
     tls_addr: SocketAddr,
@@ -54,16 +55,31 @@ impl Slapd {
         let mut serve = Command::new(program::find("slapd", "slapd")?);
         serve.arg("-f").arg(&config).args(["-h", &urls, "-d", "0"]);
         let mut process = Process::spawn("slapd", &mut serve, dir.path())?;
-        let up = until("slapd to listen", async || {
-            Ok(TcpStream::connect(addr).await?)
-        });
-        process.while_alive(up).await?;
+        listens(&mut process, addr).await?;
         Ok(Self {
-            _process: process,
+            process,
+            serve,
             dir,
             addr,
             tls_addr,
         })
+    }
+
+    /// Kills it; clients are refused from then on.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.process.kill().await
+    }
+
+    /// Starts it again, at the same addresses.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_again(&mut self) -> Result<()> {
+        self.process = Process::spawn("slapd", &mut self.serve, self.dir.path())?;
+        listens(&mut self.process, self.addr).await
     }
 
     /// Where it listens.
@@ -101,6 +117,14 @@ impl Slapd {
             .env("LDAPTLS_REQCERT", "demand");
         Ok(command)
     }
+}
+
+async fn listens(process: &mut Process, addr: SocketAddr) -> Result<()> {
+    let up = until("slapd to listen", async || {
+        Ok(TcpStream::connect(addr).await?)
+    });
+    process.while_alive(up).await?;
+    Ok(())
 }
 
 /// The distinguished name of a person.

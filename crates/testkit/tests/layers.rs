@@ -24,6 +24,7 @@ const HUB: &[&str] = &[
     "mesh",
     "probe",
     "tunnels",
+    "probes",
     "router",
     "forward",
     "listener",

@@ -24,9 +24,16 @@ fn report() -> Value {
                 "hub": "hub-a", "remote": "192.0.2.1", "protocol": 2, "rtt_ms": 1.25, "flows": 3,
                 "connected_sec": 3700, "epoch": 1_795_390_375_220_u64, "takes_flows": true,
             }],
+            "probes": [
+                { "hub": "hub-a", "connector": "ldap", "type": "ldap", "state": "up" },
+                { "hub": "hub-a", "connector": "ldaps_dc2", "type": "ldaps", "state": "down", "since_sec": 65,
+                  "detail": "the certificate has expired",
+                  "certificate": { "expires_at": 1, "judged": "certificate_expired" } },
+            ],
         }],
         "connectors": [{
             "name": "ldap", "listeners": 1, "tunnels": 1, "flows": 3,
+            "probes": { "up": 1, "down": 1, "unknown": 1 },
             "hubs": [{ "counts": { "open_p50_ms": 2.0, "open_p95_ms": 11.3, "errors": { "no_agent": 4 } } }],
         }],
         "mesh": [{
@@ -52,8 +59,11 @@ hub-a waits for a restart: tunnel.port
 AGENT   HUB    RTT    FLOWS  SINCE  REMOTE     CONNECTORS                           EPOCH          PROTO  VERSION
 site-1  hub-a  1.2ms  3      1h1m   192.0.2.1  ldap, ldaps_dc2, postgres_reporting  1795390375220  v2     0.1.0
 
-CONNECTOR  LISTENERS  TUNNELS  FLOWS  OPEN P50  OPEN P95  TURNED AWAY
-ldap       1          1        3      2.0ms     11ms      4 no_agent
+CONNECTOR  LISTENERS  TUNNELS  UP   FLOWS  OPEN P50  OPEN P95  TURNED AWAY
+ldap       1          1        1/3  3      2.0ms     11ms      4 no_agent
+
+TARGET OF  AGENT   HUB    PROBE  STATE  SINCE  LATENCY  CERTIFICATE                   WHY
+ldaps_dc2  site-1  hub-a  ldaps  down   1m5s   -        expired, certificate_expired  the certificate has expired
 
 LISTENER  HUB    ADDRESS      CONNECTOR
 l1        hub-a  0.0.0.0:389  ldap

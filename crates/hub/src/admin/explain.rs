@@ -213,6 +213,9 @@ fn agents(scope: &Scope, case: &Case, report: &mut Report) -> Vec<Candidate> {
     let shown = all.iter().enumerate().map(|(at, one)| {
         let why_not = match &one.obstacle {
             Some(obstacle) => Some(obstacle.clone()),
+            None if one.ailing => {
+                Some("probes find its target down: it comes after all others".into())
+            }
             None if at == 0 => None,
             None if local && one.hub.is_some() => Some("an agent of this hub comes first".into()),
             None => Some("another has no more flows".into()),
@@ -222,6 +225,7 @@ fn agents(scope: &Scope, case: &Case, report: &mut Report) -> Vec<Candidate> {
             "hub": one.hub.as_deref(),
             "epoch": one.epoch,
             "flows": one.flows,
+            "target_down": one.ailing,
             "why_not": why_not,
         })
     });

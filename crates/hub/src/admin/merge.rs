@@ -93,6 +93,7 @@ pub(super) fn agents(parts: &[Part], query: &Query) -> Value {
         let flows = tunnels.iter().filter_map(|tunnel| tunnel["flows"].as_u64());
         shown["flows"] = flows.fold(0, u64::saturating_add).into();
         shown["tunnels"] = json!(tunnels);
+        shown["probes"] = probes(&ways).into();
         shown["hubs"] = json!(ways.iter().map(|(hub, _)| *hub).collect::<Vec<_>>());
         shown
     });
@@ -105,6 +106,19 @@ pub(super) fn agents(parts: &[Part], query: &Query) -> Value {
         page.retain(|agent| list(&agent["hubs"]).iter().any(|hub| hub == wanted));
     }
     json!({ "next": next, "agents": page })
+}
+
+/// What each hub has found out about an agent's targets through its own tunnels.
+fn probes(ways: &[(&str, &Value)]) -> Vec<Value> {
+    let all = ways.iter().flat_map(|(hub, agent)| {
+        let found = list(&agent["probes"]).iter();
+        found.filter(|probe| probe.is_object()).map(|probe| {
+            let mut probe = probe.clone();
+            probe["hub"] = (*hub).into();
+            probe
+        })
+    });
+    all.collect()
 }
 
 /// One page of flows, the oldest first. What a hub has not looked at yet may come before what another
@@ -163,6 +177,11 @@ pub(super) fn connectors(parts: &[Part]) -> Value {
             "listeners": listeners,
             "tunnels": count("/tunnels"),
             "flows": count("/counts/flows"),
+            "probes": {
+                "up": count("/probes/up"),
+                "down": count("/probes/down"),
+                "unknown": count("/probes/unknown"),
+            },
             "hubs": hubs,
         })
     });

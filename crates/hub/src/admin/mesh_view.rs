@@ -77,6 +77,7 @@ pub(super) fn route(route: &Route) -> Value {
         "instance": route.instance.to_string(),
         "epoch": route.epoch,
         "connectors": &*route.connectors,
+        "down": &*route.ailing,
         "flows": route.flows.load(Ordering::Relaxed),
     })
 }

@@ -38,6 +38,7 @@ pub(super) fn part(scope: &Scope, connector: &str) -> Value {
             shown["agent_id"] = json!(&*session.agent_id);
             shown["instance"] = session.instance.to_string().into();
             shown["version"] = json!(session.version);
+            shown["probe"] = json!(scope.probes.of_target(&session.agent_id, connector));
             shown
         })
         .collect();
@@ -268,15 +269,38 @@ fn end(hub: &str, tunnel: &Value, route: Option<&Value>) -> Vec<Value> {
         "instance": tunnel["instance"],
         "version": tunnel["version"],
     });
-    let mut target = hop("target", hub, Ok(()), json!({}));
-    target["ok"] = Value::Null;
-    target["detail"] =
-        "only the agent knows the target's address: see its log and its /metrics".into();
+    let (mut shown, target) = (tunnel.clone(), target(hub, &tunnel["probe"]));
+    if let Some(shown) = shown.as_object_mut() {
+        shown.remove("probe");
+    }
     vec![
-        hop("tunnel", hub, verdict, tunnel.clone()),
+        hop("tunnel", hub, verdict, shown),
         hop("agent", hub, Ok(()), agent),
         target,
     ]
+}
+
+/// What probes have found out about it, if there are any.
+fn target(hub: &str, probe: &Value) -> Value {
+    let mut target = hop("target", hub, Ok(()), json!({}));
+    let state = probe["state"].as_str();
+    target["ok"] = match state {
+        Some("up") => true.into(),
+        Some("down") => false.into(),
+        _ => Value::Null,
+    };
+    target["detail"] = match state {
+        None => "only the agent knows the target's address: see its log and its /metrics".into(),
+        Some("unknown") => "its probes have not decided yet".into(),
+        Some(_) => probe["detail"].clone(),
+    };
+    if state == Some("down") {
+        target["reason"] = "target_down".into();
+    }
+    if probe.is_object() {
+        target["probe"] = probe.clone();
+    }
+    target
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ const MAX_BYTES: usize = 2048;
 
 /// The events that are kept: what comes and goes, and what operators do. Nothing that happens once
 /// per connection.
-pub const KINDS: [&str; 27] = [
+pub const KINDS: [&str; 29] = [
     "hub_started",
     "listener_started",
     "listener_stopped",
@@ -25,6 +25,8 @@ pub const KINDS: [&str; 27] = [
     "agent_superseded",
     "agent_updated",
     "connectors_rejected",
+    "probe_down",
+    "probe_up",
     "jwt_rejected",
     "mesh_link_up",
     "mesh_link_down",

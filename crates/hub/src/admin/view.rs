@@ -69,6 +69,7 @@ pub(super) fn connectors(scope: &Scope) -> Value {
         }
     }
     let is_cut = connectors.len() > MOST_CONNECTORS;
+    let probed = scope.probes.by_connector();
     let measured: BTreeMap<_, _> = scope.metrics.connectors().into_iter().collect();
     let shown = connectors.into_iter().take(MOST_CONNECTORS);
     let shown = shown.map(|(name, mut connector)| {
@@ -83,6 +84,9 @@ pub(super) fn connectors(scope: &Scope) -> Value {
             "agents": connector.agents.len(),
             "tunnels": connector.tunnels,
             "counts": counts,
+            "probes": probed.get(&*name).map(|[unknown, up, down]| {
+                json!({ "up": up, "down": down, "unknown": unknown })
+            }),
         })
     });
     json!({ "connectors": shown.collect::<Vec<_>>(), "is_cut": is_cut })
@@ -106,7 +110,14 @@ pub(super) fn agents(scope: &Scope, query: &Query) -> Value {
     }
     let limit = query.limit();
     let more = agents.len() > limit;
-    let page: Vec<_> = agents.into_values().take(limit).map(agent).collect();
+    let page = agents.into_iter().take(limit);
+    let page: Vec<_> = page
+        .map(|(id, sessions)| {
+            let mut shown = agent(sessions);
+            shown["probes"] = scope.probes.of_agent(&id).into();
+            shown
+        })
+        .collect();
     let next = page.last().filter(|_| more).map(|last| &last["agent_id"]);
     json!({
         "next": next,

@@ -125,6 +125,7 @@ impl HubConfig {
                 self.admin.token_file != new.admin.token_file,
             ),
             ("audit", self.audit != new.audit),
+            ("probes", self.probes != new.probes),
             ("ha.mode", self.ha.mode != new.ha.mode),
             ("ha.redis_url", self.ha.redis_url != new.ha.redis_url),
             ("ha.redis_ca", self.ha.redis_ca != new.ha.redis_ca),

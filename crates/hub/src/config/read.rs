@@ -10,6 +10,7 @@ use http::Uri;
 use nowconnect_settings::{Alias, LogFormat, LogLevel, NAME, Secret, Table, is_name, read_traces};
 
 use super::fit::{self, Sockets};
+use super::probes::probes;
 use super::{
     AdminConfig, AuditConfig, FapiMode, HaConfig, HaMode, HubConfig, JwksSource, LimitsConfig,
     ListenerConfig, MeshConfig, MeshTls, ObservabilityConfig, PdpConfig, PdpFormat, ProxyProtocol,
@@ -50,6 +51,8 @@ pub(crate) fn read(t: &mut Table<'_>) -> Option<HubConfig> {
     let pdp = t.section("pdp", pdp);
     let admin = t.section("admin", |t| admin(t, &mut sockets));
     let audit = t.section("audit", audit);
+    let connectors = listeners.iter().map(|(_, one)| one.connector.clone());
+    let probes = probes(t, &connectors.collect::<Vec<_>>());
     let ha = ha(t, &mut sockets);
     let inherit = |(idle_timeout, listener): (Option<u64>, _)| ListenerConfig {
         idle_timeout: idle_timeout.map_or(limits.idle_timeout, millis_or_never),
@@ -64,6 +67,7 @@ pub(crate) fn read(t: &mut Table<'_>) -> Option<HubConfig> {
         pdp,
         admin,
         audit,
+        probes,
         ha,
     };
     sockets.report_clashes(t);

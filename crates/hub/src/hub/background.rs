@@ -57,6 +57,8 @@ impl Hub {
         };
         self.tasks
             .spawn("sweep", self.tasks.token().run_until_cancelled_owned(sweep));
+        let probe = self.probes.clone().run(self.tasks.token());
+        self.tasks.spawn("probes", probe);
         let sample = take_samples(self.admin.clone());
         let sample = self.tasks.token().run_until_cancelled_owned(sample);
         self.tasks.spawn("history", sample);

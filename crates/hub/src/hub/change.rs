@@ -11,6 +11,7 @@ use crate::config::{Change, HaConfig, HubConfig};
 use crate::listener::{self, Listener};
 use crate::mesh;
 use crate::pdp::Pdp;
+use crate::probes::Probes;
 use crate::registry::StoreConfig;
 
 impl Hub {
@@ -70,6 +71,7 @@ impl Hub {
         let token = token(&new.admin)?;
         let keys = self.keys.prepare(&new.security)?;
         let decisions = Pdp::prepare(new)?;
+        let questions = Probes::prepare(new)?;
         let flows = new.limits.max_conn_total;
         let reserved = self.engine.budget.reserve(flows);
         reserved.map_err(|most| HubError::Memory(most, flows))?;
@@ -85,6 +87,7 @@ impl Hub {
         self.keys.commit(keys);
         self.policy.set_rules(new);
         self.pdp.commit(decisions);
+        self.probes.commit(questions);
         self.tunnels
             .set_rules(new, self.keys.verifier(&new.security));
         if let Some(change) = tls {

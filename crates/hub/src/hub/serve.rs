@@ -92,6 +92,7 @@ impl Hub {
         Arc::new(Surface {
             metrics: self.metrics.clone(),
             health: self.health.clone(),
+            probes: self.probes.clone(),
             tunnels: is_main.then(|| self.tunnels.clone()),
             mesh: is_main.then(|| self.mesh.clone()),
         })

@@ -22,6 +22,7 @@ use crate::mesh::{self, Mesh, MeshEvents};
 use crate::metrics::Metrics;
 use crate::pdp::{self, Pdp};
 use crate::policy::Policy;
+use crate::probes::{self, Probes};
 use crate::registry::{Registry, StoreConfig};
 use crate::router::{self, Router};
 use crate::server::{Health, PortTls};
@@ -36,6 +37,7 @@ struct Prepared {
     mesh: mesh::Prepared,
     token: Option<Token>,
     decisions: pdp::Prepared,
+    questions: probes::Prepared,
     keys: KeyKeeper,
 }
 
@@ -51,6 +53,7 @@ impl Prepared {
             mesh: mesh::Prepared::load(config)?,
             token: token(&config.admin)?,
             decisions: Pdp::prepare(config)?,
+            questions: Probes::prepare(config)?,
             // Last: from here on somebody asks for keys.
             keys: KeyKeeper::new(&config.security, tasks.clone())?,
         })
@@ -78,6 +81,7 @@ impl Hub {
             mesh: mesh_config,
             token,
             decisions,
+            questions,
             keys,
         } = Prepared::load(&config, &metrics, &tasks)?;
 
@@ -103,6 +107,13 @@ impl Hub {
         if let Some(tls) = &tls {
             tunnels.judge_certificates_by(tls.agents.clone());
         }
+        let probes = Probes::new(
+            tunnels.clone(),
+            registry.clone(),
+            engine.clone(),
+            metrics.clone(),
+        );
+        probes.commit(questions);
         let mesh = Mesh::new(
             &mesh_config,
             engine.clone(),
@@ -138,6 +149,7 @@ impl Hub {
             registry: registry.clone(),
             mesh: mesh.clone(),
             forward,
+            probes: probes.clone(),
             router: router.clone(),
             policy: policy.clone(),
             pdp: pdp.clone(),
@@ -163,6 +175,7 @@ impl Hub {
             mesh_port,
             crossings,
             tunnels,
+            probes,
             router,
             engine,
             keys,

@@ -38,12 +38,13 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// What other hubs are told.
-    pub(super) fn entry(&self) -> Entry {
+    /// What other hubs are told; `ailing` are connectors whose targets are down.
+    pub(super) fn entry(&self, ailing: Arc<[String]>) -> Entry {
         Entry {
             owner: self.owner,
             connectors: self.connectors.clone(),
             token: self.token.clone(),
+            ailing,
         }
     }
 }

@@ -34,11 +34,18 @@ pub struct Route {
     pub connectors: Arc<[String]>,
     /// The name of the token that its tunnel stands on; hubs of earlier versions do not tell.
     pub token: Option<Arc<str>>,
+    /// Those of the connectors whose targets the hub's probes find down.
+    pub ailing: Arc<[String]>,
     /// Flows of this hub that go this way, for whoever shares them out to count.
     pub flows: Arc<AtomicUsize>,
 }
 
 impl Route {
+    /// Whether the hub's probes find the connector's target down.
+    pub fn is_ailing(&self, connector: &str) -> bool {
+        self.ailing.iter().any(|ailing| ailing == connector)
+    }
+
     fn owner(&self) -> Owner {
         Owner {
             epoch: self.epoch,
@@ -53,6 +60,7 @@ pub(super) struct Entry {
     pub(super) owner: Owner,
     pub(super) connectors: Arc<[String]>,
     pub(super) token: Option<Arc<str>>,
+    pub(super) ailing: Arc<[String]>,
 }
 
 /// The agents of other hubs.
@@ -261,6 +269,7 @@ impl Routes {
                 epoch: entry.owner.epoch,
                 connectors: entry.connectors.clone(),
                 token: entry.token.clone(),
+                ailing: entry.ailing.clone(),
                 flows: flows.map_or_else(Arc::default, |route| route.flows.clone()),
             }));
         });
@@ -325,6 +334,7 @@ mod tests {
             owner: owner(epoch, instance),
             connectors: connectors.iter().map(|name| (*name).to_owned()).collect(),
             token: None,
+            ailing: Arc::default(),
         }
     }
 

@@ -167,6 +167,7 @@ mod tests {
             },
             connectors: Arc::default(),
             token: None,
+            ailing: Arc::default(),
         }
     }
 

@@ -29,6 +29,10 @@ struct EntryBody {
     /// For records alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     token: Option<String>,
+    /// Hubs that do not know it route to these as if they were well, which is what all do when there
+    /// is no other way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ailing: Vec<String>,
 }
 
 /// One agent as a table holds it.
@@ -50,6 +54,7 @@ fn body(entry: &Entry) -> EntryBody {
         instance: entry.owner.instance,
         connectors: entry.connectors.to_vec(),
         token: entry.token.as_deref().map(str::to_owned),
+        ailing: entry.ailing.to_vec(),
     }
 }
 
@@ -59,7 +64,10 @@ fn entry(body: EntryBody) -> Option<Entry> {
         instance,
         connectors,
         token,
+        mut ailing,
     } = body;
+    ailing.retain(|name| connectors.contains(name));
+    ailing.truncate(connectors.len());
     let fit = (1..MAX_EPOCH).contains(&epoch)
         && connectors.len() <= MAX_CONNECTORS
         && connectors.iter().all(|name| is_name(name));
@@ -67,6 +75,7 @@ fn entry(body: EntryBody) -> Option<Entry> {
         owner: Owner { epoch, instance },
         connectors: connectors.into(),
         token: token.filter(|token| is_token_id(token)).map(Into::into),
+        ailing: ailing.into(),
     })
 }
 
@@ -201,6 +210,11 @@ mod tests {
             },
             connectors: connectors.iter().map(|name| (*name).to_owned()).collect(),
             token: Some("t-1".into()),
+            ailing: connectors
+                .iter()
+                .skip(1)
+                .map(|name| (*name).to_owned())
+                .collect(),
         }
     }
 
@@ -230,6 +244,9 @@ mod tests {
         let json =
             br#"{"epoch":1,"instance":"00000000000000000000000000000001","connectors":[],"x":{}}"#;
         assert!(read_entry("a", json).is_some_and(|entry| entry.token.is_none()));
+        let json = br#"{"epoch":1,"instance":"00000000000000000000000000000001","connectors":["a"],"ailing":["b","a","b","a"]}"#;
+        let read = read_entry("a", json).expect("fit");
+        assert_eq!(*read.ailing, ["a"], "only what is exported, and no more");
         let json = br#"{"hub":"h","nonce":"n","version":1,"agents":{},"weather":"fine"}"#;
         let news = News::Changed(Vec::new());
         assert_eq!(Notice::read(json).map(|notice| notice.news), Some(news));

@@ -18,6 +18,8 @@ pub struct Candidate {
     pub epoch: u64,
     /// Flows that go this way now.
     pub flows: usize,
+    /// Probes find its target down: it is asked only while nobody else can serve.
+    pub ailing: bool,
     /// Why it takes no new flow.
     pub obstacle: Option<String>,
 }
@@ -28,15 +30,23 @@ impl Router {
         let sessions = self.paths.tunnels.directory().sessions();
         let exports = |session: &&Arc<Session>| session.exports().iter().any(|e| e == connector);
         let here = sessions.iter().filter(exports);
-        let mut all: Vec<_> = here.map(|session| of_session(session)).collect();
+        let here = here.map(|session| of_session(&self.paths, session, connector));
+        let mut all: Vec<_> = here.collect();
         let routes = self.paths.registry.routes().exporters(connector);
-        all.extend(routes.iter().map(|route| of_route(&self.paths, route)));
-        all.sort_by_key(|one| (one.obstacle.is_some(), one.hub.is_some(), one.flows));
+        all.extend(
+            routes
+                .iter()
+                .map(|route| of_route(&self.paths, route, connector)),
+        );
+        all.sort_by_key(|one| {
+            let last = (one.obstacle.is_some(), one.ailing);
+            (last, one.hub.is_some(), one.flows)
+        });
         all
     }
 }
 
-fn of_session(session: &Session) -> Candidate {
+fn of_session(paths: &Paths, session: &Session, connector: &str) -> Candidate {
     let link = session.link();
     let leaving = || "its tunnel takes no new flows".to_owned();
     Candidate {
@@ -44,11 +54,12 @@ fn of_session(session: &Session) -> Candidate {
         hub: None,
         epoch: session.epoch(),
         flows: link.active_flows(),
+        ailing: paths.registry.is_ailing(&session.agent_id, connector),
         obstacle: (!link.takes_flows()).then(leaving),
     }
 }
 
-fn of_route(paths: &Paths, route: &Route) -> Candidate {
+fn of_route(paths: &Paths, route: &Route, connector: &str) -> Candidate {
     let obstacle = if !paths.is_mode(HaMode::Active) {
         Some("it is at another hub, and ha.mode is not active".to_owned())
     } else if !paths.reaches(&route.hub) {
@@ -61,6 +72,7 @@ fn of_route(paths: &Paths, route: &Route) -> Candidate {
         hub: Some(route.hub.clone()),
         epoch: route.epoch,
         flows: route.flows.load(std::sync::atomic::Ordering::Relaxed),
+        ailing: route.is_ailing(connector),
         obstacle,
     }
 }

@@ -52,6 +52,8 @@ struct Route {
     cleared: Option<(Arc<str>, Pass)>,
     /// A decision of policy is waited for.
     judged: bool,
+    /// It was sent to a target that is down.
+    failed_open: bool,
     /// The list of a hub was read anew because of this flow.
     sought: bool,
     crossed: bool,
@@ -147,6 +149,7 @@ impl ClientFlow {
                 return true;
             }
             self.take(&path);
+            self.note_ailing(&path);
             match path.attach(flow) {
                 Ok(()) => return true,
                 Err(Reason::FlowIdsExhausted) => {}
@@ -198,6 +201,31 @@ impl ClientFlow {
         route._load = path.load();
         if route.place.is_some() && !std::mem::replace(&mut route.crossed, true) {
             self.router.metrics.mesh.cross_hub_flows.inc();
+        }
+    }
+
+    /// Counts and logs, once, that the flow goes to a target that is down, which it does only while
+    /// nobody else serves the connector.
+    fn note_ailing(&self, path: &Path) {
+        let connector = &self.permit.door().connector;
+        if !self.router.paths.is_ailing(path, connector)
+            || std::mem::replace(&mut self.route.lock().failed_open, true)
+        {
+            return;
+        }
+        let metrics = &self.router.metrics;
+        let label = metrics.connector_label(connector);
+        metrics.probes.fail_open.with([label]).inc();
+        if let Some(suppressed) = self.router.fail_open.pass() {
+            tracing::warn!(
+                event = "probe_fail_open",
+                cid = %self.cid,
+                %connector,
+                agent_id = %path.holder().agent_id,
+                hub = path.place().as_deref(),
+                detail = "probes find the targets of all agents down: clients are sent on all the same",
+                suppressed,
+            );
         }
     }
 

@@ -1,5 +1,6 @@
 //! Where a flow can go from here: to a tunnel of this hub, or over the mesh to the hub that has one.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
@@ -140,6 +141,31 @@ impl Decision {
     }
 }
 
+/// Which ways a new flow may go.
+struct Wanted<'a> {
+    connector: &'a str,
+    tried: &'a [Tried],
+    /// Not to targets that are down.
+    only_well: bool,
+    /// There was a way that is not wanted for that.
+    withheld: Cell<bool>,
+}
+
+impl Wanted<'_> {
+    fn untried(&self, agent_id: &str, place: &Place, epoch: u64) -> bool {
+        !self
+            .tried
+            .iter()
+            .any(|tried| tried.covers(agent_id, place, epoch))
+    }
+
+    fn admits(&self, is_ailing: impl Fn() -> bool) -> bool {
+        let withheld = self.only_well && is_ailing();
+        self.withheld.set(self.withheld.get() || withheld);
+        !withheld
+    }
+}
+
 /// All ways to agents.
 pub(super) struct Paths {
     pub(super) tunnels: Arc<Tunnels>,
@@ -174,53 +200,78 @@ impl Paths {
     }
 
     /// The path for a new flow of `connector`: a tunnel here before one elsewhere, and among equals
-    /// the one with the fewest flows.
+    /// the one with the fewest flows. Agents whose targets are down come after all others.
     pub(super) fn choose(&self, connector: &str, tried: &[Tried]) -> Option<Path> {
-        self.choose_here(connector, tried).or_else(|| {
-            let active = self.is_mode(HaMode::Active);
-            active.then(|| self.choose_elsewhere(connector, tried))?
-        })
+        self.choose_in(connector, tried, self.is_mode(HaMode::Active))
     }
 
     /// What [`Paths::choose`] would do in `active` mode.
     pub(super) fn decide(&self, connector: &str) -> Decision {
-        if self.choose_here(connector, &[]).is_some() {
-            Decision::Local
-        } else if self.choose_elsewhere(connector, &[]).is_some() {
-            Decision::Remote
-        } else if matches!(self.registry.health(), Some(RegistryHealth::Down(_))) {
-            Decision::Error
-        } else {
-            Decision::None
+        match self.choose_in(connector, &[], true) {
+            Some(Path::Local(_)) => Decision::Local,
+            Some(Path::Remote(..)) => Decision::Remote,
+            None if matches!(self.registry.health(), Some(RegistryHealth::Down(_))) => {
+                Decision::Error
+            }
+            None => Decision::None,
         }
     }
 
-    fn choose_here(&self, connector: &str, tried: &[Tried]) -> Option<Path> {
-        let untried = |session: &Session| {
-            let covers = |tried: &Tried| tried.covers(&session.agent_id, &None, session.epoch());
-            !tried.iter().any(covers)
+    fn choose_in(&self, connector: &str, tried: &[Tried], active: bool) -> Option<Path> {
+        let seek = |only_well| {
+            let wanted = Wanted {
+                connector,
+                tried,
+                only_well,
+                withheld: Cell::new(false),
+            };
+            let path = self.choose_here(&wanted).or_else(|| {
+                let elsewhere = || self.choose_elsewhere(&wanted);
+                active.then(elsewhere)?
+            });
+            (path, wanted.withheld.get())
         };
-        let session = self.tunnels.directory().choose(connector, untried)?;
+        match seek(true) {
+            // A probe may be wrong, and no way at all is never better.
+            (None, true) => seek(false).0,
+            (path, _) => path,
+        }
+    }
+
+    /// Whether probes find the target down that the path leads to for `connector`.
+    pub(super) fn is_ailing(&self, path: &Path, connector: &str) -> bool {
+        match path {
+            Path::Local(session) => self.registry.is_ailing(&session.agent_id, connector),
+            Path::Remote(route, _) => route.is_ailing(connector),
+        }
+    }
+
+    fn choose_here(&self, wanted: &Wanted<'_>) -> Option<Path> {
+        let connector = wanted.connector;
+        let fits = |session: &Session| {
+            wanted.untried(&session.agent_id, &None, session.epoch())
+                && wanted.admits(|| self.registry.is_ailing(&session.agent_id, connector))
+        };
+        let session = self.tunnels.directory().choose(connector, fits)?;
         Some(Path::Local(session))
     }
 
-    fn choose_elsewhere(&self, connector: &str, tried: &[Tried]) -> Option<Path> {
+    fn choose_elsewhere(&self, wanted: &Wanted<'_>) -> Option<Path> {
         // Equals take turns.
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let routes = self.registry.routes();
-        let untried = |route: &Arc<Route>| {
-            let place = Some(route.hub.clone());
-            let covers = |tried: &Tried| tried.covers(&route.agent_id, &place, route.epoch);
-            !tried.iter().any(covers)
+        let (routes, connector) = (self.registry.routes(), wanted.connector);
+        let fits = |route: &Arc<Route>| {
+            wanted.untried(&route.agent_id, &Some(route.hub.clone()), route.epoch)
+                && wanted.admits(|| route.is_ailing(connector))
         };
         let some = routes.some_exporters(connector, turn, CANDIDATES);
         let is_all = some.len() < CANDIDATES;
-        let path = self.least_loaded(some.into_iter().filter(untried));
+        let path = self.least_loaded(some.into_iter().filter(fits));
         if path.is_some() || is_all {
             return path;
         }
         let all = routes.exporters(connector);
-        self.least_loaded(all.into_iter().filter(untried))
+        self.least_loaded(all.into_iter().filter(fits))
     }
 
     fn least_loaded(&self, routes: impl Iterator<Item = Arc<Route>>) -> Option<Path> {

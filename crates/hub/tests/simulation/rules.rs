@@ -152,6 +152,7 @@ impl Directory {
             owner: told.owner,
             connectors: told.connectors.clone(),
             token: None,
+            ailing: Arc::default(),
         });
         self.routes.set(hub, agent_id, entry.as_ref());
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use nowconnect_proto::flow::Ending;
+use nowconnect_proto::frame::PROBE_LISTENER;
 use nowconnect_proto::{Reason, TraceContext};
 
 use super::SocketFlow;
@@ -18,6 +19,14 @@ pub struct Label {
     pub client: Arc<str>,
     /// The address that the client connected to, as `ip:port`; empty when unknown.
     pub destination: Arc<str>,
+}
+
+impl Label {
+    /// Whether the hub itself is the client. A listener may have that name; its clients have addresses.
+    #[must_use]
+    pub fn is_probe(&self) -> bool {
+        self.client.is_empty() && *self.listener == *PROBE_LISTENER
+    }
 }
 
 /// How a flow went.

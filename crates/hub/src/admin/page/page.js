@@ -127,6 +127,8 @@ function troubles({ status, mesh, connectors }) {
     }
   }
   for (const connector of connectors.connectors) {
+    const { up = 0, down = 0, unknown = 0 } = connector.probes ?? {};
+    if (down) found.push([up + unknown ? "warn" : "bad", "targets", `${down} of ${up + down + unknown} of connector ${connector.name} do not answer: see nowconnect agents list`]);
     const anywhere = connector.hubs.some((hub) => hub.tunnels > 0);
     for (const hub of connector.hubs) {
       const reaches = active.some((one) => one.hub === hub.hub) ? anywhere : hub.tunnels > 0;

@@ -86,10 +86,12 @@ function showConnectors({ connectors: told }, choose) {
       for (const one of counts) for (const [kind, number] of Object.entries(one.errors)) errors[kind] = (errors[kind] ?? 0) + number;
       const listeners = connector.hubs.flatMap((hub) => hub.listeners.map((one) => `${hub.hub} ${one.address}`));
       const turned = Object.entries(errors).map(([kind, number]) => `${kind} ${count(number)}`).join(", ");
-      const level = connector.tunnels ? "ok" : connector.listeners ? "bad" : "warn";
+      const { up = 0, down = 0, unknown = 0 } = connector.probes ?? {};
+      const level = down ? (up + unknown ? "warn" : "bad") : connector.tunnels ? "ok" : connector.listeners ? "bad" : "warn";
+      const word = down ? `${down} of ${up + down + unknown} targets down` : connector.tunnels ? "served" : "no agent";
       return [
         { text: connector.name, press: choose },
-        { text: `${SIGNS[level]} ${connector.tunnels ? "served" : "no agent"}`, class: level },
+        { text: `${SIGNS[level]} ${word}`, class: level },
         { text: listeners.length > 3 ? `${count(listeners.length)} addresses` : listeners.join(", "), title: listeners.slice(0, 50).join(", ") },
         count(connector.tunnels), count(connector.flows), count(sum("connections_total")), bytes(sum("bytes_c2a_total")), bytes(sum("bytes_a2c_total")),
         ms(worst("open_p50_ms") < 0 ? NaN : worst("open_p50_ms")), ms(worst("open_p95_ms") < 0 ? NaN : worst("open_p95_ms")),

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use futures_util::future::try_join_all;
 
+use super::super::super::own::Record;
 use super::super::super::wire::{Changes, News, Notice, Stamp};
 use super::super::fault::Fault;
 use super::super::link::Link;
@@ -21,8 +22,9 @@ impl Worker {
         self.store.dirty.lock().clear();
         let all: Changes = {
             let own = self.registry.own.lock();
+            let entry = |record: &Record, id: &Arc<str>| record.entry(self.registry.ailing.of(id));
             own.iter()
-                .map(|(id, record)| (id.clone(), Some(record.entry())))
+                .map(|(id, record)| (id.clone(), Some(entry(record, id))))
                 .collect()
         };
         self.held_at = None;
@@ -66,7 +68,8 @@ impl Worker {
         }
         let changes: Changes = {
             let own = self.registry.own.lock();
-            let entry = |id: &Arc<str>| own.get(id).map(|record| record.entry());
+            let ailing = |id: &Arc<str>| self.registry.ailing.of(id);
+            let entry = |id: &Arc<str>| own.get(id).map(|record| record.entry(ailing(id)));
             ids.into_iter().map(|id| (id.clone(), entry(&id))).collect()
         };
         let over = Over::Version(self.version);

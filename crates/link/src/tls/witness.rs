@@ -1,0 +1,96 @@
+//! A handshake for the sake of the certificate: for looking at a server, not for trusting it.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use super::{TlsError, provider};
+
+/// Remembers the chain that a server shows and has proven to hold the key of, whoever has signed it.
+/// Whether it is to be trusted is for a [`Trust`](super::Trust) to say, afterwards: nothing that
+/// nobody else may read must be sent over such a connection.
+#[derive(Debug)]
+pub struct Witness {
+    provider: Arc<CryptoProvider>,
+    chain: Mutex<Vec<CertificateDer<'static>>>,
+}
+
+impl Witness {
+    /// One that has seen nothing.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            provider: provider(),
+            chain: Mutex::default(),
+        })
+    }
+
+    /// A configuration for one handshake, in which `alpn` is offered.
+    ///
+    /// # Errors
+    /// [`TlsError::Config`].
+    pub fn config(self: &Arc<Self>, alpn: Option<&[u8]>) -> Result<ClientConfig, TlsError> {
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| TlsError::Config(error.to_string()))?;
+        let verifier = Arc::clone(self) as Arc<dyn ServerCertVerifier>;
+        let mut config = builder
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.map(<[u8]>::to_vec).into_iter().collect();
+        Ok(config)
+    }
+
+    /// What was shown, leaf first; empty when it did not come to that.
+    #[must_use]
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.chain.lock().clone()
+    }
+}
+
+impl ServerCertVerifier for Witness {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let chain = std::iter::once(end_entity).chain(intermediates);
+        *self.chain.lock() = chain
+            .map(|certificate| certificate.clone().into_owned())
+            .collect();
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        algorithms.supported_schemes()
+    }
+}
