@@ -21,7 +21,8 @@ pub enum TokenError {
     },
     /// The file holds no token.
     #[error(
-        "the token file {} holds no token: 1 to {MAX_TOKEN} printable characters are expected",
+        "the token file {} holds no token: put one JWT there, up to {MAX_TOKEN} printable characters, \
+         without `Bearer` and without spaces in it",
         path.display()
     )]
     Content {

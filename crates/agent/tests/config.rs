@@ -267,9 +267,9 @@ fn what_is_wrong_is_a_problem() {
         (
             "tunnel: { urls: ['https://a', 'wss://u:hunter2@b/'], url: wss, agent_id: 'a b', exported_connectors: [c, c, d/e], auth: { token_file: '' } }".into(),
             &[
-                "F:1:18: tunnel.urls[0]: expected a URL like https://host:port/path (ws:// or wss://), found the text \"https://a\"",
-                "F:1:31: tunnel.urls[1]: expected a URL like https://host:port/path (ws:// or wss://), found the text \"wss://u:***@b/\": user and password in this URL would not be used, remove them",
-                "F:1:59: tunnel.url: expected a URL like https://host:port/path (ws:// or wss://), found \"wss\": scheme and host are needed",
+                "F:1:18: tunnel.urls[0]: expected a URL (wss://HOST/tunnel, or ws:// without TLS), found the text \"https://a\"",
+                "F:1:31: tunnel.urls[1]: expected a URL (wss://HOST/tunnel, or ws:// without TLS), found the text \"wss://u:***@b/\": user and password in this URL would not be used, remove them",
+                "F:1:59: tunnel.url: expected a URL (wss://HOST/tunnel, or ws:// without TLS), found \"wss\": scheme and host are needed",
                 "F:1:74: tunnel.agent_id: expected text (1 to 64 letters, digits, `.`, `_`, `-`), found the text \"a b\"",
                 "F:1:81: tunnel.exported_connectors: `c` is listed twice (remove one)",
                 "F:1:81: tunnel.exported_connectors: `c` has no target (add targets.c, or NC_TARGET_c_HOST and NC_TARGET_c_PORT)",
@@ -280,7 +280,7 @@ fn what_is_wrong_is_a_problem() {
         (
             format!("{base}targets: {{ c: {{ host: 'http://dc1', port: 0 }}, 'x y': {{ host: a, port: 1 }} }}"),
             &[
-                "F:2:23: targets.c.host: expected text (a host name or IP address), found the text \"http://dc1\"",
+                "F:2:23: targets.c.host: expected text (a host name or IP address, without scheme and port), found the text \"http://dc1\"",
                 "F:2:43: targets.c.port: expected an integer (1 to 65535), found the integer 0",
                 "F:2:48: targets.x y: not a name for a connector (1 to 64 letters, digits, `.`, `_`, `-`)",
             ],

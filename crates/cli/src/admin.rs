@@ -34,7 +34,13 @@ const MAX_TOKEN: u64 = 4096;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Access {
     /// Address of the hub's admin API (its admin.bind)
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8766")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "NC_ADMIN_URL",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:8766"
+    )]
     url: String,
     /// File with the token of the admin API (the hub's admin.token_file)
     #[arg(
@@ -145,7 +151,7 @@ impl Admin {
             .flatten()
             .with_context(|| {
                 format!(
-                    "no hub answers at {}: is it running, and is --url its admin.bind?",
+                    "no hub answers at {} (--url must be its admin.bind)",
                     self.shown
                 )
             })?;

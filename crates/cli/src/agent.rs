@@ -7,6 +7,7 @@ use nowconnect_agent::config::AgentConfig;
 use nowconnect_agent::{Agent, StartError};
 use nowconnect_settings::{Env, Loaded, Source};
 
+use crate::check::{self, Kind};
 use crate::failure::Failure;
 use crate::logging::{LevelControl, Log};
 use crate::platform::{Signals, keep_memory_private, raise_open_files};
@@ -47,7 +48,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let source = Source::new(args.config, Env::of_process());
-    let loaded = AgentConfig::load(&source).map_err(Failure::configuration)?;
+    let loaded = AgentConfig::load(&source)
+        .map_err(|problems| check::refused(&source, Kind::Agent, problems))?;
     let observability = &loaded.config.observability;
     let log = start_log(observability.log_level, observability.log_format)?;
     keep_memory_private();

@@ -4,7 +4,7 @@ use anyhow::anyhow;
 use serde_json::Value;
 
 use crate::admin::{Access, Admin, query};
-use crate::cells::{list, silent, word};
+use crate::cells::{counted, list, silent, word};
 use crate::failure::Failure;
 use crate::runtime::block_on;
 use crate::screen::{How, Screen};
@@ -33,8 +33,15 @@ Examples:
 The tunnels are closed at once. A living agent comes back within a moment, and its flows go on where
 they were. To keep an agent out, withdraw its token.";
 
+const GROUP: &str = "\
+Examples:
+  nowconnect agents list
+  nowconnect agents move site-1
+  nowconnect agents disconnect site-1";
+
 /// Show agents, move them to other hubs, close their tunnels
 #[derive(Debug, clap::Args)]
+#[command(after_help = GROUP)]
 pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
@@ -128,14 +135,15 @@ fn order(which: &Which, action: &str) -> Result<(), Failure> {
         let count = |key: &str| hub[key].as_u64().unwrap_or(0);
         let (name, tunnels, untold) = (word(&hub["hub"]), count("tunnels"), count("untold"));
         if tunnels > 0 {
-            let done = match action {
-                "move" => "told to go elsewhere",
-                _ => "closed",
-            };
-            println!("{name}: {tunnels} of the tunnels of {} {done}", which.id);
+            let tunnels = counted(&tunnels.into(), "tunnel");
+            match action {
+                "move" => println!("{name}: {} was told to make {tunnels} elsewhere", which.id),
+                _ => println!("{name}: closed {tunnels} of {}", which.id),
+            }
         }
         if untold > 0 {
-            println!("{name}: {untold} of version 1, which cannot be told; use disconnect");
+            let untold = counted(&untold.into(), "tunnel");
+            println!("{name}: {untold} of version 1 cannot be told; use disconnect");
         }
     }
     eprint!("{}", silent(&answer));

@@ -35,8 +35,13 @@ Without --key-file this proves that nothing was changed by accident or by somebo
 hashes anew; with a key, by anybody who does not have it. Only --head shows that the end was cut off: take it
 from the last audit_head line of the hub's ordinary log.";
 
+const GROUP: &str = "\
+Examples:
+  nowconnect audit verify /var/log/nowconnect/audit.log";
+
 /// Work with the audit trail of a hub
 #[derive(Debug, clap::Args)]
+#[command(after_help = GROUP)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

@@ -15,8 +15,14 @@ mod report;
 mod slo;
 mod tcp;
 
+const GROUP: &str = "\
+Examples:
+  nowconnect bench ldap --port 389 --base-dn dc=example,dc=org --workload 10x2
+  nowconnect bench tcp --port 7000 --mode echo --concurrency 32 --slo p99=20,errors=0";
+
 /// Put load on a service and measure latencies
 #[derive(Debug, clap::Args)]
+#[command(after_help = GROUP)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

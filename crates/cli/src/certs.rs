@@ -15,11 +15,17 @@ use crate::private_file;
 use crate::replace_file::{self, Existing, PUBLIC, SECRET};
 use authority::{Authority, Pair};
 
+const GROUP: &str = "\
+Examples:
+  nowconnect certs init
+  nowconnect certs issue cloud-a.example.com cloud-b.example.com";
+
 /// Make the CA of a mesh and the certificates of its hubs
 ///
 /// Hubs prove themselves to each other by certificates of a CA of their own (ha.mesh.tls). These
 /// commands make both; a PKI of yours does as well.
 #[derive(Debug, clap::Args)]
+#[command(after_help = GROUP)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

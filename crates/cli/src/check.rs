@@ -1,5 +1,6 @@
 //! `nowconnect check`: says everything that is wrong with a configuration.
 
+use std::cmp::Ordering;
 use std::io::Write as _;
 use std::path::PathBuf;
 
@@ -40,7 +41,7 @@ pub(crate) struct Args {
 
 /// Whose configuration it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Kind {
+pub(crate) enum Kind {
     Hub,
     Agent,
 }
@@ -138,18 +139,48 @@ fn kind(source: &Source, asked: Option<Kind>) -> Result<Kind, Problems> {
     if let Some(kind) = asked {
         return Ok(kind);
     }
+    let problem = Problem::new("this may be a hub's or an agent's configuration");
+    let problem = Problem {
+        file: source.file.clone(),
+        ..problem
+    };
+    let hint = match source.file {
+        Some(_) => "say which with --kind hub or --kind agent",
+        None => {
+            "name a file with --config, or say with --kind hub or --kind agent whose environment this is"
+        }
+    };
+    likely(source)?.ok_or_else(|| problem.hint(hint).into())
+}
+
+/// Who knows more of the file's keys.
+fn likely(source: &Source) -> Result<Option<Kind>, Problems> {
     let keys = Document::read(source, &[])?.keys();
     let known = |schema: Vec<KeySpec>| keys.iter().filter(|key| knows(&schema, key)).count();
     let (hub, agent) = (known(HubConfig::keys()), known(AgentConfig::keys()));
-    if hub == agent {
-        let problem = Problem::new("this may be a hub's or an agent's configuration");
-        let file = source.file.clone();
-        let problem = Problem { file, ..problem };
-        return Err(problem
-            .hint("say which with --kind hub or --kind agent")
-            .into());
+    Ok(match hub.cmp(&agent) {
+        Ordering::Greater => Some(Kind::Hub),
+        Ordering::Less => Some(Kind::Agent),
+        Ordering::Equal => None,
+    })
+}
+
+/// What to say of a configuration that a hub or an agent cannot be started with: it may be that of the
+/// other one.
+pub(crate) fn refused(source: &Source, started: Kind, problems: Problems) -> Failure {
+    let (other, name) = match started {
+        Kind::Hub => (Kind::Agent, "agent"),
+        Kind::Agent => (Kind::Hub, "hub"),
+    };
+    match (&source.file, likely(source)) {
+        (Some(file), Ok(Some(kind))) if kind == other => {
+            let file = file.display();
+            Failure::usage(anyhow::anyhow!(
+                "{file} is the configuration of the other side: nowconnect {name} --config {file}"
+            ))
+        }
+        _ => Failure::configuration(problems),
     }
-    Ok(if hub > agent { Kind::Hub } else { Kind::Agent })
 }
 
 /// Whether a schema has `key` or keys below it.

@@ -21,8 +21,14 @@ use crate::failure::Failure;
 use crate::runtime::block_on;
 use report::Report;
 
+const GROUP: &str = "\
+Examples:
+  nowconnect doctor agent --config premise.yaml
+  nowconnect doctor hub --config cloud.yaml";
+
 /// Find out what is in the way of a hub or an agent
 #[derive(Debug, clap::Args)]
+#[command(after_help = GROUP)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
@@ -139,11 +145,12 @@ fn tell(problem: &Problem, report: &mut Report) {
         ..problem.clone()
     };
     let next = hint.unwrap_or_else(|| "see docs/configuration.md".to_owned());
+    // The result is told in a column of its own.
+    let text = plain.to_string();
     match problem.severity {
-        Severity::Warning => report.warning("configuration", plain.message, next),
-        Severity::Error => {
-            let text = plain.to_string();
-            report.fault("configuration", text.trim_start_matches("error: "), next);
+        Severity::Warning => {
+            report.warning("configuration", text.replacen("warning: ", "", 1), next);
         }
+        Severity::Error => report.fault("configuration", text.replacen("error: ", "", 1), next),
     }
 }

@@ -10,6 +10,7 @@ use nowconnect_link::shards::Shards;
 use nowconnect_settings::{Env, Loaded, Source};
 
 use crate::audit::Audit;
+use crate::check::{self, Kind};
 use crate::failure::Failure;
 use crate::logging::Log;
 use crate::platform::{Signals, keep_memory_private, raise_open_files};
@@ -24,8 +25,8 @@ Examples:
   NC_CONFIG=/etc/nowconnect/cloud.yaml LOG_LEVEL=DEBUG nowconnect hub
 
 SIGHUP, `nowconnect reload`, or a change of the file or of a certificate, key or JWKS file, reloads
-the configuration. SIGTERM, SIGINT and `nowconnect drain` drain: agents are sent to other hubs and flows get limits.drain_timeout_sec to
-end; a second signal ends at once with exit code 1.";
+the configuration. SIGTERM, SIGINT and `nowconnect drain` drain: agents are sent to other hubs and
+flows get limits.drain_timeout_sec to end; a second signal ends at once with exit code 1.";
 
 /// Run a hub: the cloud side, where clients connect
 #[derive(Debug, clap::Args)]
@@ -40,7 +41,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let source = Source::new(args.config, Env::of_process());
-    let loaded = HubConfig::load(&source).map_err(Failure::configuration)?;
+    let loaded = HubConfig::load(&source)
+        .map_err(|problems| check::refused(&source, Kind::Hub, problems))?;
     let observability = &loaded.config.observability;
     let log = start_log(observability.log_level, observability.log_format)?;
     keep_memory_private();

@@ -48,6 +48,12 @@ const ABOUT: &str = "Reach TCP services inside a private network from the cloud,
     with no inbound firewall port";
 
 const AFTER_HELP: &str = "\
+Examples:
+  nowconnect dev --map 1389=dc1.corp.local:389    try it out, nothing else needed
+  nowconnect hub --config cloud.yaml              in the cloud
+  nowconnect agent --config premise.yaml          on the premises
+  nowconnect doctor agent --config premise.yaml   what is in the way?
+
 Exit codes: 0 success, 1 failure at run time, 2 wrong usage or configuration.";
 
 /// `nowconnect`
@@ -130,16 +136,15 @@ mod tests {
     fn every_command_shows_examples() {
         fn walk(command: &clap::Command, path: &str) {
             let path = format!("{path} {}", command.get_name());
-            let mut leaves = command.get_subcommands().peekable();
-            if leaves.peek().is_none() {
-                let after = command
-                    .get_after_help()
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
-                assert!(after.contains("Examples:"), "{path} --help has no examples");
-                assert!(command.get_about().is_some(), "{path} is not described");
+            let after = command.get_after_help().map(ToString::to_string);
+            let after = after.unwrap_or_default();
+            assert!(after.contains("Examples:"), "{path} --help has no examples");
+            assert!(command.get_about().is_some(), "{path} is not described");
+            for line in after.lines() {
+                assert!(line.len() <= 110, "{path} --help is wide: {line}");
             }
-            leaves.for_each(|leaf| walk(leaf, &path));
+            let subcommands = command.get_subcommands();
+            subcommands.for_each(|subcommand| walk(subcommand, &path));
         }
         walk(&Cli::command(), "");
     }

@@ -13,8 +13,13 @@ use crate::cells::{list, word};
 use crate::failure::Failure;
 use crate::runtime::block_on;
 
+const GROUP: &str = "\
+Examples:
+  nowconnect policy explain --connector ldap --client 10.0.0.5";
+
 /// Ask a running hub about its decisions
 #[derive(Debug, clap::Args)]
+#[command(after_help = GROUP)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

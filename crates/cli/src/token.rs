@@ -15,10 +15,17 @@ use crate::failure::Failure;
 use crate::private_file;
 use crate::replace_file::{self, Existing, PUBLIC, SECRET};
 
+const GROUP: &str = "\
+Examples:
+  nowconnect token keygen --out dev-key.pem
+  nowconnect token jwks --key dev-key.pem --out jwks.json
+  nowconnect token mint --key dev-key.pem --agent-id premise-01 --out agent.jwt";
+
 /// Make development keys, JWKS documents and agent tokens
 ///
 /// Production tokens come from your identity provider; these commands stand in for it.
 #[derive(Debug, clap::Args)]
+#[command(after_help = GROUP)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

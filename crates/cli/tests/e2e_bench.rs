@@ -139,10 +139,36 @@ async fn mistakes_are_told_before_any_load() -> Result<()> {
     let base = finish(&mut nowhere).await?;
     assert!(base.stderr.contains("check --base-dn"), "{base:?}");
 
+    let said = async |options: &[&str]| -> Result<String> {
+        Ok(finish(bench("ldap", slapd.addr()).args(options))
+            .await?
+            .stderr)
+    };
+    let dn = said(&["--bind-dn", "nobody", "--password", "wrong"]).await?;
+    assert!(
+        dn.contains("invalidDNSyntax (34)") && dn.contains("check --bind-dn"),
+        "{dn}"
+    );
+    let plain = said(&["--ssl", "--timeout", "5"]).await?;
+    assert!(plain.contains("does that port speak TLS?"), "{plain}");
+    let lab = lab()?;
+    let mut unknown = lab.command(&["bench", "ldap", "--host", "directory.invalid"]);
+    let unknown = finish(&mut unknown).await?;
+    assert!(unknown.stderr.contains("this machine's DNS"), "{unknown:?}");
+    // A hub takes clients and lets them go, when no agent serves them.
+    let hub = lab.hub("hub-a").listener("ldap").start().await?;
+    let done = finish(&mut bench("ldap", hub.listener_addr("ldap")?)).await?;
+    let hints = ["nowconnect path", "it was cut off"];
+    assert!(
+        hints.iter().any(|hint| done.stderr.contains(hint)),
+        "{done:?}"
+    );
+
     for options in [
         ["--filter", "(cn=a"],
         ["--slo", "p98=1"],
         ["--duration", "0"],
+        ["--out", "/nowhere/report.json"],
     ] {
         let done = finish(search(slapd.addr()).args(options)).await?;
         assert_eq!(code(&done), Some(2), "{done:?}");

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::effective::Shown;
@@ -329,9 +329,25 @@ impl Field<'_, '_, PathBuf> {
 }
 
 fn named(table: &mut Table<'_>, key: &str, path: Option<PathBuf>, holds: Holds) -> Option<PathBuf> {
-    let path = table.reader.env.resolve(&path?);
+    let path = path?;
+    if is_token(&path) {
+        let message = "this is a token, not the name of a file";
+        table.problem(
+            key,
+            message,
+            "write it to a file of mode 0600, and name that",
+        );
+        return None;
+    }
+    let path = table.reader.env.resolve(&path);
     table.names(key, path.clone(), true, holds);
     Some(path)
+}
+
+/// Whether a JWT stands where the name of its file should: it must not be shown.
+fn is_token(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    text.starts_with("eyJ") && text.matches('.').count() == 2
 }
 
 /// Whether a secret stands in the file itself: a URL without a password is none.

@@ -196,7 +196,7 @@ impl Value for IpNet {
 }
 
 impl Value for Uri {
-    const KIND: &'static str = "a URL like https://host:port/path";
+    const KIND: &'static str = "a URL";
 
     fn parse(text: &str) -> Result<Self, String> {
         let uri: Uri = text.parse().map_err(|_| String::new())?;

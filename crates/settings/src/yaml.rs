@@ -73,7 +73,11 @@ impl<'t, I: Iterator<Item = Result<(Event<'t>, Span), ScanError>>> Builder<I> {
     fn next(&mut self) -> Result<(Event<'t>, Span), Broken> {
         match self.events.next() {
             Some(event) => event.map_err(|error| {
-                Broken::at(error.marker(), format!("not valid YAML: {}", error.info()))
+                let message = format!(
+                    "not valid YAML: {} (look at indentation, quotes and brackets here and above)",
+                    error.info()
+                );
+                Broken::at(error.marker(), message)
             }),
             None => Ok((Event::StreamEnd, Span::default())),
         }

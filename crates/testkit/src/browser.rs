@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -101,10 +103,35 @@ impl Browser {
     /// # Errors
     /// When the driver refuses.
     pub async fn prepare(&self, script: &str) -> Result<()> {
-        let call = json!({
-            "cmd": "Page.addScriptToEvaluateOnNewDocument", "params": { "source": script },
-        });
-        self.post("/goog/cdp/execute", &call).await.map(drop)
+        let script = json!({ "source": script });
+        let command = "Page.addScriptToEvaluateOnNewDocument";
+        self.command(command, script).await.map(drop)
+    }
+
+    /// A command of the Chrome DevTools protocol.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub async fn command(&self, name: &str, params: Value) -> Result<Value> {
+        let call = json!({ "cmd": name, "params": params });
+        self.post("/goog/cdp/execute", &call).await
+    }
+
+    /// What the page looks like, as PNG: what is in the window, or all of it.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub async fn screenshot(&self, whole: bool) -> Result<Vec<u8>> {
+        let mut params = json!({ "captureBeyondViewport": whole });
+        if whole {
+            let size = self.command("Page.getLayoutMetrics", json!({})).await?;
+            let size = &size["cssContentSize"];
+            params["clip"] = json!({
+                "x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1,
+            });
+        }
+        let shot = self.command("Page.captureScreenshot", params).await?;
+        Ok(STANDARD.decode(shot["data"].as_str().context("a picture")?)?)
     }
 
     /// Types into the element that has the focus.

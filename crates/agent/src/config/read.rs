@@ -161,7 +161,9 @@ fn identity(t: &mut Table<'_>) -> Option<Identity> {
 /// `url` or `urls`; the environment's word counts more than the file's.
 fn urls(t: &mut Table<'_>) -> Option<Vec<Uri>> {
     let [url, list] = ["url", "urls"].map(|key| {
-        let field = t.field(key).check("ws:// or wss://", is_ws);
+        let field = t
+            .field(key)
+            .check("wss://HOST/tunnel, or ws:// without TLS", is_ws);
         field.commas().up_to(64).list()
     });
     let from_env = ["url", "urls"].map(|key| t.set_by(key).is_some());
@@ -213,9 +215,10 @@ fn exported_connectors(t: &mut Table<'_>) -> Vec<String> {
 }
 
 fn target(name: &str, t: &mut Table<'_>) -> Option<Target> {
-    let host = t
-        .field("host")
-        .check("a host name or IP address", |h: &String| is_host(h));
+    let host = t.field("host").check(
+        "a host name or IP address, without scheme and port",
+        |h: &String| is_host(h),
+    );
     let host = host.required();
     if host.as_deref().is_some_and(is_link_local) {
         let message = "a link-local address, where clouds serve the credentials of the machine";

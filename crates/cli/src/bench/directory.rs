@@ -130,6 +130,7 @@ const PAGE: u32 = 500;
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     raise_open_files();
+    args.output.check()?;
     let login = args.login()?;
     let filter = filter::encode(&args.filter);
     let filter = filter.map_err(|error| Failure::usage(anyhow!("--filter: {error}")))?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use nowconnect_link::dial::{DialError, TcpOptions, dial_tcp};
+use nowconnect_link::tls::CertificateFault;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -56,17 +57,17 @@ pub(super) struct Search {
 pub(super) enum LdapError {
     #[error(transparent)]
     Dial(#[from] DialError),
-    #[error("TLS failed: {0} (if the server's CA is private, name it with --ca)")]
-    Tls(std::io::Error),
+    #[error("TLS failed: {error}; {}", tls_hint(.error))]
+    Tls { error: std::io::Error },
     #[error("'{0}' is no name that a certificate can be for")]
     Name(String),
-    #[error("the connection broke: {0}")]
+    #[error("the connection broke: {0}{more}", more = BEHIND_A_HUB)]
     Io(#[from] std::io::Error),
-    #[error("the server closed the connection")]
+    #[error("the server closed the connection{more}", more = BEHIND_A_HUB)]
     Closed,
     #[error("{0}")]
     Malformed(#[from] Malformed),
-    #[error("{what} was refused: {} ({code}){}{}", code_name(*.code), detail(.text), hint(*.code))]
+    #[error("{what} was refused: {} ({code}){}{}", code_name(*.code), detail(.text), hint(what, *.code))]
     Refused {
         what: &'static str,
         code: u32,
@@ -82,6 +83,19 @@ impl LdapError {
 }
 
 const DISCONNECTION: &str = "the connection";
+const BIND: &str = "the bind";
+/// A hub takes a client before it knows whether anybody serves it.
+const BEHIND_A_HUB: &str = "; behind a hub: nowconnect path CONNECTOR says whether an agent is there, \
+                            and the agent's log whether its target is";
+
+fn tls_hint(error: &std::io::Error) -> &'static str {
+    match CertificateFault::of_io(error) {
+        Some(CertificateFault::UnknownCa) => "if the server's CA is private, name it with --ca",
+        Some(CertificateFault::WrongName) => "give --host a name that its certificate is for",
+        Some(_) => "the server needs another certificate",
+        None => "does that port speak TLS? It is usually 636; without --ssl, 389",
+    }
+}
 
 fn detail(text: &str) -> String {
     match text {
@@ -115,8 +129,9 @@ fn code_name(code: u32) -> &'static str {
     }
 }
 
-fn hint(code: u32) -> &'static str {
+fn hint(what: &str, code: u32) -> &'static str {
     match code {
+        34 if what == BIND => "; check --bind-dn",
         4 => "; ask for pages with --page-size",
         8 | 13 => "; the server wants TLS: --ssl and its port",
         12 => "; the server knows no pages: --page-size 0",
@@ -147,7 +162,11 @@ impl Client {
                 let name = ServerName::try_from(server.host.clone())
                     .map_err(|_| LdapError::Name(server.host.clone()))?;
                 let tls = TlsConnector::from(Arc::clone(config));
-                Box::new(tls.connect(name, tcp).await.map_err(LdapError::Tls)?)
+                Box::new(
+                    tls.connect(name, tcp)
+                        .await
+                        .map_err(|error| LdapError::Tls { error })?,
+                )
             }
         };
         let mut client = Self {
@@ -173,7 +192,7 @@ impl Client {
         let mut reader = Reader(&message);
         let (tag, result) = operation(&mut reader)?;
         match tag {
-            0x61 => check("the bind", result),
+            0x61 => check(BIND, result),
             _ => Err(Malformed("a bind has another answer").into()),
         }
     }

@@ -12,6 +12,7 @@ use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 
 use super::load::Tally;
 use super::slo::Slo;
+use crate::cells::counted;
 use crate::failure::Failure;
 use crate::replace_file::{Existing, PUBLIC, write};
 
@@ -25,6 +26,23 @@ pub(super) struct Output {
     /// in percent; rps at least. For example p99=200,errors=0
     #[arg(long, value_name = "LIST")]
     slo: Option<Slo>,
+}
+
+impl Output {
+    /// What would fail only when everything has been measured.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let Some(file) = &self.out else { return Ok(()) };
+        let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty());
+        match dir.filter(|dir| !dir.is_dir()) {
+            None => Ok(()),
+            Some(dir) => {
+                let (file, dir) = (file.display(), dir.display());
+                Err(Failure::usage(anyhow!(
+                    "--out {file}: there is no directory {dir}"
+                )))
+            }
+        }
+    }
 }
 
 /// What was run, known before it begins.
@@ -143,11 +161,11 @@ fn lines(report: &Value) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "{} requests in {} s ({}/s), {} errors",
-        report["requests_total"],
+        "{} in {} s ({}/s), {}",
+        counted(&report["requests_total"], "request"),
         report["duration_s"],
         report["achieved_rps"],
-        report["errors_total"],
+        counted(&report["errors_total"], "error"),
     );
     let _ = writeln!(
         text,
@@ -168,8 +186,8 @@ fn lines(report: &Value) -> String {
     if report["not_started"] != 0 {
         let _ = writeln!(
             text,
-            "warning: {} requests were due and never sent: the rate is more than the target takes",
-            report["not_started"],
+            "warning: {} due and never sent: the rate is more than the target takes",
+            counted(&report["not_started"], "request"),
         );
     }
     for (error, count) in report["errors"].as_object().into_iter().flatten() {

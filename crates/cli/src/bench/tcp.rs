@@ -59,6 +59,7 @@ enum Mode {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     raise_open_files();
+    args.output.check()?;
     let port = args.target.port()?;
     let default = if args.mode == Mode::Bulk { 65_536 } else { 128 };
     let size = args.size.unwrap_or(default);

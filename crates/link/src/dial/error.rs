@@ -23,7 +23,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// No address of the host took the connection.
-    #[error("cannot connect to {to}: {}; {}", Failures(.failures), self.kind().hint())]
+    #[error("cannot connect to {to}: {}; {}", Failures(.failures, to), self.kind().hint())]
     Connect {
         /// `host:port`, or the proxy.
         to: String,
@@ -153,10 +153,16 @@ impl fmt::Display for Stage {
     }
 }
 
-struct Failures<'a>(&'a [(SocketAddr, io::Error)]);
+/// What became of each address; the address itself is left out where it is what was dialed.
+struct Failures<'a>(&'a [(SocketAddr, io::Error)], &'a str);
 
 impl fmt::Display for Failures<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let [(addr, error)] = self.0
+            && addr.to_string() == self.1
+        {
+            return write!(f, "{error}");
+        }
         for (at, (addr, error)) in self.0.iter().enumerate() {
             let separator = if at == 0 { "" } else { ", " };
             write!(f, "{separator}{addr}: {error}")?;

@@ -78,7 +78,9 @@ fn hint(status: StatusCode, reason: Option<&str>) -> &'static str {
         300..=399 => "the URL must be the hub's own, redirects are not followed",
         401 => "check the token: expiry, audience, and that the hub trusts its issuer",
         403 => "the hub or something in front of it does not let this client in",
-        404 | 405 => "check the path of the URL",
+        404 | 405 => {
+            "check port and path of the URL: agents dial /tunnel and hubs /mesh, on tunnel.port"
+        }
         407 => "a proxy in between wants credentials",
         426 => "this path wants a WebSocket and something in between took the request for it out",
         429 | 503 => "the hub is busy or draining, try again later",

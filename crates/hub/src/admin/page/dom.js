@@ -34,9 +34,12 @@ function say(element, text) {
  */
 function table(id, caption, columns) {
   const body = make("tbody");
-  const label = make("caption", {}, caption);
+  // A title that stands above a filter is the table's, too.
+  const title = byId(`${id}-title`);
+  const label = title ?? make("caption", {}, caption);
+  if (title) byId(id).setAttribute("aria-labelledby", title.id);
   const heads = columns.map(([title, kind]) => make("th", { scope: "col", class: kind }, title));
-  byId(id).append(label, make("thead", {}, make("tr", {}, ...heads)), body);
+  byId(id).append(...(title ? [] : [label]), make("thead", {}, make("tr", {}, ...heads)), body);
   const known = new Map();
   return (items, { key, cells, none, about = caption }) => {
     say(label, about);
