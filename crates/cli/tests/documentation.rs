@@ -213,10 +213,14 @@ fn logged() -> Calls {
                 continue;
             };
             let level = before[..start].rsplit([':', ' ', '\n']).next().unwrap();
-            let body = after.split(';').next().unwrap().to_owned();
             let name = quoted(after).next().unwrap().to_owned();
             let levels = ["trace", "debug", "info", "warn", "error"];
             let level = levels.contains(&level).then(|| level.to_uppercase());
+            // A macro of the file's own adds fields that stand elsewhere in it.
+            let body = match level {
+                Some(_) => after.split(';').next().unwrap().to_owned(),
+                None => product.to_owned(),
+            };
             calls.entry(name).or_default().push((level, body));
         }
         for (at, _) in product.match_indices("let event = match") {
