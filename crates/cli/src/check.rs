@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use nowconnect_agent::config::AgentConfig;
+use nowconnect_agent::probe::Probe;
 use nowconnect_hub::config::HubConfig;
+use nowconnect_hub::hub::{Hub, HubError};
 use nowconnect_settings::{
     Document, Effective, Env, KeySpec, Loaded, Problem, Problems, Severity, Source,
 };
@@ -22,7 +24,8 @@ Examples:
 
 The environment counts as it would for `nowconnect hub` and `nowconnect agent`. Problems go to
 stderr, one a line: FILE:LINE:COLUMN: KEY: what is wrong (what to do). Files that the configuration
-names and that are not here are warnings, because it may be meant for another machine.";
+names and that are not here are warnings, because it may be meant for another machine. When all are
+here, they are read: a certificate that has expired or does not fit its key is a problem.";
 
 /// Check a configuration and print every problem at once
 #[derive(Debug, clap::Args)]
@@ -95,7 +98,16 @@ impl Checked {
             count(config.ha.mesh.peers.len(), "peer"),
             config.ha.mode
         );
-        Self::new("hub", &what, loaded)
+        let unusable = || {
+            let found = Hub::preflight(config).into_iter();
+            let told = |(key, error): (&'static str, HubError)| {
+                let message = error.to_string();
+                let bare = message.strip_prefix(&format!("{key}: ")).map(str::to_owned);
+                (key, bare.unwrap_or(message))
+            };
+            found.map(told).collect()
+        };
+        Self::new("hub", &what, loaded, unusable)
     }
 
     fn agent(loaded: &Loaded<AgentConfig>) -> Result<Self, Problems> {
@@ -105,15 +117,40 @@ impl Checked {
             count(tunnel.exported_connectors.len(), "connector"),
             count(tunnel.urls.len(), "hub")
         );
-        Self::new("agent", &what, loaded)
+        let unusable = || {
+            let error = Probe::new(&loaded.config).err();
+            error
+                .map(|error| ("tunnel", error.to_string()))
+                .into_iter()
+                .collect()
+        };
+        Self::new("agent", &what, loaded, unusable)
     }
 
-    fn new<T>(kind: &str, what: &str, loaded: &Loaded<T>) -> Result<Self, Problems> {
-        let missing = loaded.missing_files().into_iter().map(Problem::as_warning);
+    /// `unusable` reads files that the configuration names, and tells of sections that cannot be used.
+    fn new<T>(
+        kind: &str,
+        what: &str,
+        loaded: &Loaded<T>,
+        unusable: impl FnOnce() -> Vec<(&'static str, String)>,
+    ) -> Result<Self, Problems> {
+        let missing = loaded.missing_files();
+        let unusable = if missing.is_empty() {
+            unusable()
+        } else {
+            Vec::new()
+        };
+        let unusable = unusable.into_iter().map(|(key, message)| Problem {
+            file: loaded.file.clone(),
+            key: key.to_owned(),
+            ..Problem::new(message)
+        });
+        let missing = missing.into_iter().map(Problem::as_warning);
         let (exposed, refused): (Vec<_>, Vec<_>) = loaded
             .exposed_files()
             .into_iter()
             .partition(|problem| problem.severity == Severity::Warning);
+        let refused: Vec<_> = refused.into_iter().chain(unusable).collect();
         if !refused.is_empty() {
             return Err(Problems(refused));
         }

@@ -52,6 +52,16 @@ fn run(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> (i32, String, String)
     )
 }
 
+/// Runs another command, which has to work.
+fn nowconnect(dir: &Path, args: &[&str]) {
+    let output = Command::new(env!("CARGO_BIN_EXE_nowconnect"))
+        .args(args)
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
 #[test]
 fn a_good_file_is_ok() {
     let (code, out, err) = check(HUB, &[], &[]);
@@ -68,6 +78,30 @@ fn a_good_file_is_ok() {
     let missing = "f.yaml:2:98: warning: tunnel.auth.token_file: there is no file /nope.jwt \
         (put the file there, or correct the name)\n";
     assert_eq!(err, missing);
+}
+
+#[test]
+fn certificates_that_a_hub_would_not_start_with_are_problems() {
+    let dir = tempfile::tempdir().unwrap();
+    nowconnect(dir.path(), &["certs", "init"]);
+    nowconnect(dir.path(), &["certs", "issue", "a.example"]);
+    nowconnect(dir.path(), &["certs", "issue", "b.example"]);
+    let hub = |cert: &str, key: &str| {
+        let text = format!(
+            "ha: {{ mode: active, replica_id: a, redis_url: 'redis://127.0.0.1', mesh: {{ peers: ['wss://b.example/mesh'],
+             tls: {{ ca_bundle: certs/ca.pem, cert_file: {cert}, key_file: {key} }} }} }}"
+        );
+        std::fs::write(dir.path().join("f.yaml"), text).unwrap();
+        run(dir.path(), &["--config", "f.yaml", "--kind", "hub"], &[])
+    };
+    let (code, _, err) = hub("certs/a.example.crt", "certs/a.example.key");
+    assert_eq!(code, 0, "{err}");
+    let (code, _, err) = hub("certs/a.example.crt", "certs/b.example.key");
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("ha.mesh.tls: the key"), "{err}");
+    let (code, _, err) = hub("certs/a.example.crt", "certs/nope.key");
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("there is no file certs/nope.key"), "{err}");
 }
 
 #[test]
@@ -212,17 +246,27 @@ fn the_hardened_examples_are_accepted() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/hardened");
     for name in ["hub.yaml", "agent.yaml"] {
         let dir = tempfile::tempdir().unwrap();
+        nowconnect(dir.path(), &["certs", "init"]);
+        nowconnect(dir.path(), &["certs", "issue", "hub.example.com"]);
         let mut text = std::fs::read_to_string(examples.join(name)).unwrap();
         for place in ["/etc/nowconnect/", "/run/secrets/nowconnect/"] {
             text = text.replace(place, "");
         }
+        let read =
+            |file: &str| std::fs::read_to_string(dir.path().join("certs").join(file)).unwrap();
         let ends = [".pem", ".crt", ".key", ".jwt", ".token", ".url"];
         let words = text.split([' ', '\n']);
         let named = words.filter(|word| ends.iter().any(|end| word.ends_with(end)));
         for named in named {
             let path = dir.path().join(named);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(&path, "rediss://nowconnect:x@redis.example.com/0").unwrap();
+            let content = match path.extension().unwrap().to_str().unwrap() {
+                "pem" => read("ca.pem"),
+                "crt" => read("hub.example.com.crt"),
+                "key" => read("hub.example.com.key"),
+                _ => "rediss://nowconnect:x@redis.example.com/0".to_owned(),
+            };
+            std::fs::write(&path, content).unwrap();
             std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
         }
         std::fs::write(dir.path().join("f.yaml"), text).unwrap();

@@ -7,6 +7,7 @@ mod crossings;
 mod drain;
 mod identity;
 mod ports;
+mod preflight;
 mod serve;
 mod start;
 

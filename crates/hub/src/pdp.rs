@@ -160,23 +160,6 @@ pub struct Pdp {
     failed: Quiet,
 }
 
-/// Logs what became of a question. tracing wants the level to be known when this is compiled.
-macro_rules! report {
-    ($level:ident, $question:ident, $outcome:ident, $suppressed:ident, $($key:ident = $value:expr),+) => {
-        tracing::$level!(
-            $($key = $value,)+
-            agent_id = %$question.agent_id,
-            connector = %$question.connector,
-            listener = %$question.listener,
-            client = $question.client.map(tracing::field::display),
-            hub = $question.origin.as_deref(),
-            request_id = %$outcome.request_id,
-            $suppressed,
-            audit = true,
-        )
-    };
-}
-
 impl Pdp {
     /// Nobody is asked before [`Pdp::commit`]. `hub` names this one. Questions are asked on the
     /// current runtime.
@@ -321,25 +304,13 @@ impl Pdp {
             Verdict::Deny => {
                 totals.pdp_deny.inc();
                 connector.pdp_deny().inc();
-                if let Some(suppressed) = self.denied.pass() {
-                    report!(warn, question, outcome, suppressed, event = "pdp_denied");
-                }
+                self.report_denied(question, outcome);
                 Err(Refused::Denied)
             }
             Verdict::Failed(error) => {
                 totals.pdp_errors.inc();
                 connector.pdp_error().inc();
-                if let Some(suppressed) = self.failed.pass() {
-                    report!(
-                        error,
-                        question,
-                        outcome,
-                        suppressed,
-                        event = "pdp_failed",
-                        error = &**error,
-                        allowed = fail_open
-                    );
-                }
+                self.report_failed(question, outcome, error, fail_open);
                 if fail_open {
                     Ok(Pass::FailedOpen)
                 } else {
@@ -347,6 +318,42 @@ impl Pdp {
                 }
             }
         }
+    }
+
+    fn report_denied(&self, question: &Question, outcome: &Outcome) {
+        let Some(suppressed) = self.denied.pass() else {
+            return;
+        };
+        tracing::warn!(
+            event = "pdp_denied",
+            agent_id = %question.agent_id,
+            connector = %question.connector,
+            listener = %question.listener,
+            client = question.client.map(tracing::field::display),
+            hub = question.origin.as_deref(),
+            request_id = %outcome.request_id,
+            suppressed,
+            audit = true,
+        );
+    }
+
+    fn report_failed(&self, question: &Question, outcome: &Outcome, error: &str, fail_open: bool) {
+        let Some(suppressed) = self.failed.pass() else {
+            return;
+        };
+        tracing::error!(
+            event = "pdp_failed",
+            error,
+            allowed = fail_open,
+            agent_id = %question.agent_id,
+            connector = %question.connector,
+            listener = %question.listener,
+            client = question.client.map(tracing::field::display),
+            hub = question.origin.as_deref(),
+            request_id = %outcome.request_id,
+            suppressed,
+            audit = true,
+        );
     }
 }
 

@@ -48,7 +48,7 @@ impl Rolling {
 impl Write for Rolling {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut files = self.0.lock();
-        if files.size >= files.limit.size && bytes.first().is_some() {
+        if files.size >= files.limit.size && !bytes.is_empty() {
             files.roll();
         }
         let written = files.file.write(bytes)?;

@@ -80,7 +80,7 @@ fn run(keys: Arc<Keys>, tasks: &Tasks) -> Running {
 }
 
 /// Which servers may deliver the keys.
-fn trust(config: &SecurityConfig) -> Result<ClientConfig, TlsError> {
+pub(super) fn trust(config: &SecurityConfig) -> Result<ClientConfig, TlsError> {
     let https = match &config.jwks {
         Some(JwksSource::Url(url)) => url.scheme_str() == Some("https"),
         _ => false,

@@ -74,7 +74,8 @@ impl CertificateFault {
             AlertDescription::CertificateRequired | AlertDescription::NoCertificate => {
                 Some(Self::Missing)
             }
-            AlertDescription::UnknownCA => Some(Self::UnknownCa),
+            // The second: a CA of the same name with another key.
+            AlertDescription::UnknownCA | AlertDescription::DecryptError => Some(Self::UnknownCa),
             AlertDescription::CertificateExpired => Some(Self::Expired),
             AlertDescription::UnsupportedCertificate => Some(Self::WrongUse),
             AlertDescription::BadCertificate

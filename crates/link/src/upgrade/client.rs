@@ -38,7 +38,7 @@ pub enum UpgradeError {
     #[error("the connection broke while the upgrade was requested: {0}")]
     Io(#[from] io::Error),
     /// No usable answer.
-    #[error("no answer to the upgrade: {0}; check that the URL leads to a hub")]
+    #[error("no answer to the upgrade: {error}{hint}", error = .0, hint = unanswered_hint(.0))]
     Reply(#[from] ReplyError),
     /// The server said no.
     #[error("the upgrade was refused with {status}{}; {}", shown(.body), hint(*.status, .reason.as_deref()))]
@@ -67,6 +67,18 @@ fn shown(body: &str) -> String {
         String::new()
     } else {
         format!(" ({body})")
+    }
+}
+
+fn unanswered_hint(error: &ReplyError) -> &'static str {
+    let alert = match error {
+        ReplyError::Io(error) => error.get_ref().and_then(|inner| inner.downcast_ref()),
+        _ => None,
+    };
+    // With TLS 1.3, what the server says of our certificate comes after the handshake.
+    match alert {
+        Some(rustls::Error::AlertReceived(_)) => "; its own log says why",
+        _ => "; check that the URL leads to a hub",
     }
 }
 
