@@ -8,6 +8,7 @@ use nowconnect_testkit::collector::{Collector, Reply, Span};
 use nowconnect_testkit::fault_proxy::{Cut, FaultProxy};
 use nowconnect_testkit::lab::{Lab, peers};
 use nowconnect_testkit::log::Mark;
+use nowconnect_testkit::pdp::{Pdp, Reply as PdpReply};
 use nowconnect_testkit::ports;
 use nowconnect_testkit::process::Signal;
 use nowconnect_testkit::redis::Redis;
@@ -224,6 +225,86 @@ async fn refusals_are_errors() -> Result<()> {
     let open = collector.wait("open", 1).await?.remove(0);
     let events: Vec<_> = open.events.iter().map(|event| &*event.0).collect();
     assert_eq!(events, ["offered", "refused"]);
+    Ok(())
+}
+
+/// Of two agents the one whose target is dead refuses, whichever is asked first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn decisions_and_attempts_are_told() -> Result<()> {
+    let (lab, collector) = (lab()?, Collector::start(Reply::Ok).await?);
+    let (pdp, echo) = (Pdp::start(PdpReply::allow()).await?, Target::echo().await?);
+    let hub = lab.hub("hub-a").listener("echo");
+    let hub = hub
+        .set("pdp.url", pdp.url())
+        .set("pdp.cache_ttl_sec", 0)
+        .env(ENDPOINT, &collector.url());
+    let hub = hub.start().await?;
+    let nobody = ports::local(ports::reserve()?);
+    let dead = lab.agent("site-1").target("echo", nobody).to(&hub);
+    let _dead = dead.start().await?;
+    hub.turns_away("echo").await?;
+    let flow = collector.wait("flow", 1).await?.remove(0);
+    assert_eq!(flow.error.as_deref(), Some("connect_failed"));
+
+    let alive = lab.agent("site-2").target("echo", echo.addr()).to(&hub);
+    let _alive = alive.start().await?;
+    let mut tries = Vec::new();
+    // They take turns, so the dead one is the first soon.
+    for _ in 0..10 {
+        let flows = collector
+            .spans()
+            .iter()
+            .filter(|span| span.name == "flow")
+            .count();
+        say(hub.connect("echo").await?).await?;
+        let flow = collector.wait("flow", flows + 1).await?.remove(flows);
+        assert_eq!(flow.error, None);
+        assert_eq!(flow.get("nowconnect.agent.id"), "site-2");
+        tries = collector.spans();
+        tries.retain(|span| span.trace == flow.trace && span.name == "open");
+        if tries.len() == 2 {
+            break;
+        }
+    }
+    ensure!(tries.len() == 2, "the dead agent is never the first");
+    let events = |span: &Span| -> Vec<String> {
+        let events = span.events.iter();
+        events
+            .map(|(name, said)| {
+                let said = said
+                    .get("nowconnect.agent.id")
+                    .or(said.get("nowconnect.reason"));
+                format!("{name} {}", said.map_or("", String::as_str))
+            })
+            .collect()
+    };
+    assert_eq!(
+        events(&tries[0]),
+        ["offered site-1", "refused connect_failed"]
+    );
+    assert_eq!(events(&tries[1]), ["offered site-2"]);
+    let asked = collector.wait("pdp", 4).await?;
+    assert!(
+        asked
+            .iter()
+            .all(|span| span.error.is_none() && span.kind == 3)
+    );
+
+    pdp.say(PdpReply::deny());
+    let flows = collector
+        .spans()
+        .iter()
+        .filter(|span| span.name == "flow")
+        .count();
+    hub.turns_away("echo").await?;
+    let flow = collector.wait("flow", flows + 1).await?.remove(flows);
+    assert_eq!(flow.error.as_deref(), Some("pdp_denied"));
+    let mut asked = collector.spans();
+    asked.retain(|span| span.trace == flow.trace && span.name == "pdp");
+    for span in &asked {
+        assert_eq!(span.error.as_deref(), Some("pdp_denied"));
+    }
+    assert_eq!(asked.len(), 2, "one for each agent");
     Ok(())
 }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 use nowconnect_hub::config::{
     ALIASES, FapiMode, HaMode, HubConfig, JwksSource, PdpFormat, ProxyProtocol,
 };
-use nowconnect_settings::{Env, Loaded, LogFormat, LogLevel, Problems, Secret, Source};
+use nowconnect_settings::{
+    Env, Loaded, LogFormat, LogLevel, Problems, Sampler, Secret, Source, TracesConfig,
+};
 
 /// Loads `text` as a file under an environment, without looking for the files it names.
 fn inspect(text: &str, env: &[(&str, &str)]) -> Result<Loaded<HubConfig>, Problems> {
@@ -157,6 +159,82 @@ fn every_documented_variable_has_its_effect() {
     }
 }
 
+#[test]
+fn every_variable_of_opentelemetry_has_its_effect() {
+    type Observe = fn(&TracesConfig) -> bool;
+    let cases: &[(&str, &str, Observe)] = &[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://o", |c| {
+            c.endpoint == "http://o/v1/traces"
+        }),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://t/x", |c| {
+            c.endpoint == "http://t/x"
+        }),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=b", |c| {
+            c.headers
+                .iter()
+                .any(|(name, value)| name == "a" && value == "b")
+        }),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "c=d", |c| {
+            c.headers
+                .iter()
+                .all(|(name, value)| name == "c" && value == "d")
+                && c.headers.iter().count() == 1
+        }),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "7", |c| {
+            c.timeout == Duration::from_millis(7)
+        }),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "8", |c| {
+            c.timeout == Duration::from_millis(8)
+        }),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/a.pem", |c| {
+            c.ca_bundle.as_deref() == Some("/a.pem".as_ref())
+        }),
+        ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "/b.pem", |c| {
+            c.ca_bundle.as_deref() == Some("/b.pem".as_ref())
+        }),
+        ("OTEL_SERVICE_NAME", "front", |c| {
+            c.service_name.as_deref() == Some("front")
+        }),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a=b%20c,d=e", |c| {
+            let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+            c.resource == [("a", "b c"), ("d", "e")].map(pair)
+        }),
+        ("OTEL_TRACES_SAMPLER", "traceidratio", |c| {
+            c.sampler == Sampler::Ratio
+        }),
+        ("OTEL_TRACES_SAMPLER_ARG", "0.25", |c| c.ratio == 0.25),
+    ];
+    let mut env = vec![("OTEL_EXPORTER_OTLP_ENDPOINT", "http://before")];
+    for (var, value, observe) in cases {
+        let traces = |env: &[_]| ok("listeners:", env).config.observability.traces.unwrap();
+        assert!(!observe(&traces(&env)), "{var}");
+        env.push((*var, *value));
+        assert!(observe(&traces(&env)), "{var}");
+        // As if it were not there.
+        let empty = [
+            &env[..],
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://before"), (*var, "")],
+        ];
+        let empty = ok("listeners:", &empty.concat())
+            .config
+            .observability
+            .traces;
+        assert!(!empty.is_some_and(|traces| observe(&traces)), "{var}");
+    }
+    for nothing in [
+        ("OTEL_SDK_DISABLED", "true"),
+        ("OTEL_TRACES_EXPORTER", "none"),
+    ] {
+        let env = [&env[..], &[nothing]].concat();
+        assert_eq!(ok("listeners:", &env).config.observability.traces, None);
+    }
+    let other = [
+        ("OTEL_TRACES_SAMPLER", "always_off"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+    ];
+    assert_eq!(ok("listeners:", &other).config.observability.traces, None);
+}
+
 /// A value for a key that is allowed and not its default.
 fn other_value(kind: &str, allowed: &str, default: &str) -> String {
     match kind {
@@ -207,10 +285,8 @@ fn every_key_can_be_set_from_the_environment() {
         let line = shown
             .lines()
             .find(|line| line.ends_with(&format!("# {var}")));
-        assert!(
-            line.is_some_and(|line| line.contains(&value)),
-            "{var}={value}\n{shown}"
-        );
+        let shows = |line: &str| line.contains(&value) || line.contains("***");
+        assert!(line.is_some_and(shows), "{var}={value}\n{shown}");
     }
     let listeners = r#"[{"name": "a", "bind": "[::1]:1", "connector": "c", "max_conn": 3}]"#;
     let hub = ok("listeners:", &[("NOWCONNECT__LISTENERS", listeners)]).config;

@@ -109,6 +109,7 @@ impl Tracer {
             parent: whole.context,
             whole: Some(whole),
             stage: None,
+            over: false,
         }))
     }
 
@@ -122,6 +123,7 @@ impl Tracer {
                 parent,
                 whole: None,
                 stage: None,
+                over: false,
             })
         })
     }
@@ -135,6 +137,7 @@ pub struct Trace {
     parent: TraceContext,
     whole: Option<Span>,
     stage: Option<Span>,
+    over: bool,
 }
 
 impl Trace {
@@ -149,6 +152,9 @@ impl Trace {
 
     /// Ends the stage and begins the next one.
     pub fn stage(&mut self, name: &'static str, kind: Kind) {
+        if self.over {
+            return;
+        }
         let TraceContext { trace_id, span_id } = self.parent;
         let remote = self.whole.is_none();
         let next = Span::new(trace_id, Some(span_id), remote, name, kind);
@@ -207,6 +213,7 @@ impl Trace {
 
     /// It is over. Further calls do nothing.
     pub fn end(&mut self) {
+        self.over = true;
         let (stage, whole) = (self.stage.take(), self.whole.take());
         self.hand_over(stage);
         self.hand_over(whole);
@@ -396,6 +403,7 @@ mod tests {
         assert_ne!(handed_on.span_id, parent.span_id);
         trace.set_whole("nowconnect.connector", "ldap");
         trace.end();
+        trace.stage("late", Kind::Internal);
         trace.end();
         let taken = spans.taken.lock();
         assert_eq!(taken.len(), 1);
