@@ -283,7 +283,7 @@ async fn decisions_and_attempts_are_told() -> Result<()> {
         ["offered site-1", "refused connect_failed"]
     );
     assert_eq!(events(&tries[1]), ["offered site-2"]);
-    let asked = collector.wait("pdp", 4).await?;
+    let asked = collector.wait("pdp", 3).await?;
     assert!(
         asked
             .iter()
