@@ -459,7 +459,7 @@ fn what_deserves_a_look_is_a_warning() {
             &[],
         ),
         (
-            "listeners: [{ name: a, bind: '1.2.3.4:1', connector: c }]\nsecurity: { jwks_url: 'http://127.0.0.1/jwks' }\nprobes: { c: { type: tcp, path: /, starttls: true }, d: { type: ldap, server_name: x } }",
+            "listeners: [{ name: a, bind: '1.2.3.4:1', connector: c, allow_cidrs: [10.0.0.0/8] }]\nsecurity: { jwks_url: 'http://127.0.0.1/jwks' }\nprobes: { c: { type: tcp, path: /, starttls: true }, d: { type: ldap, server_name: x } }",
             &[],
             &[
                 "F:3:33: warning: probes.c.path: has no effect with type: tcp",
