@@ -30,7 +30,8 @@ Examples:
   nowconnect audit verify audit.log.2 audit.log.1 audit.log --key-file audit.key
   zcat audit.log.2.gz | nowconnect audit verify - audit.log.1 audit.log --head 1204:9f86d081...
 
-Files are read in the order given, the oldest first. Exit codes: 0 the trail is whole, 1 it is not, 2 wrong usage.
+Files are read in the order given, the oldest first.
+Exit codes: 0 the trail is whole, 1 it is not, 2 wrong usage.
 Without --key-file this proves that nothing was changed by accident or by somebody who did not compute the
 hashes anew; with a key, by anybody who does not have it. Only --head shows that the end was cut off: take it
 from the last audit_head line of the hub's ordinary log.";

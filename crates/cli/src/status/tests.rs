@@ -71,7 +71,7 @@ l1        hub-a  0.0.0.0:389  ldap
 LINK FROM  TO     STATE    SINCE  RTT  FLOWS  QUEUED  IN FLIGHT  LAST ERROR
 hub-a      hub-b  backoff  4s     -    0      0       0B         connection refused
 
-flows: 3 open, 0 opening, 0 waiting for their path; 1 agents
+flows: 3 open, 0 opening, 0 waiting for their path; 1 agent
 ";
 
 #[test]

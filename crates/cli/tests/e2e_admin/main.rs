@@ -226,7 +226,10 @@ async fn agents_are_moved_and_disconnected_through_the_other_hub() -> Result<()>
         .run(&["agents", "move", "site-1", "--url", &url])
         .await?;
     ensure!(
-        moved.status.success() && moved.stdout.contains("hub-a: site-1 was told to make 1 tunnel "),
+        moved.status.success()
+            && moved
+                .stdout
+                .contains("hub-a: site-1 was told to make 1 tunnel "),
         "{moved:?}"
     );
     pair.b.wait_agents(1).await?;
