@@ -462,7 +462,6 @@ fn what_deserves_a_look_is_a_warning() {
             "listeners: [{ name: a, bind: '1.2.3.4:1', connector: c, allow_cidrs: [10.0.0.0/8] }]\nsecurity: { jwks_url: 'http://127.0.0.1/jwks' }\nprobes: { c: { type: tcp, path: /, starttls: true }, d: { type: ldap, server_name: x } }",
             &[],
             &[
-                "F:2:1: warning: security.allow_cidrs: empty, so whoever reaches a is let in (list the networks of the clients, or 0.0.0.0/0 and ::/0 if that is meant)",
                 "F:3:33: warning: probes.c.path: has no effect with type: tcp",
                 "F:3:46: warning: probes.c.starttls: has no effect with type: tcp",
                 "F:3:54: warning: probes.d: no listener of this hub leads to a connector of this name (agents that export it are probed all the same)",
