@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nowconnect_link::dial::{DialError, Dialer, Proxy, WsUrl};
 use nowconnect_link::stream::Stream;
-use nowconnect_link::tls::{Inspector, TlsError, Written, written};
+use nowconnect_link::tls::{TlsError, Witness, Written, written};
 use nowconnect_link::upgrade::UpgradeError;
 use tokio::time::timeout;
 
@@ -66,16 +66,16 @@ impl<'a> Probe<'a> {
     /// # Errors
     /// A certificate cannot be read.
     pub async fn shown(&self, url: &WsUrl) -> Result<Vec<Written>, TlsError> {
-        let inspector = Inspector::new();
+        let witness = Witness::refusing();
         let dialer = Dialer {
-            tls: Some(Arc::new(inspector.config()?)),
+            tls: Some(Arc::new(witness.config(None)?)),
             proxies: self.dialer.proxies.clone(),
             timeout: self.dialer.timeout,
             tcp: self.dialer.tcp,
         };
         // It never succeeds, and what failed is told by the dial that may.
         drop(dialer.dial(url).await);
-        inspector.chain().iter().map(written).collect()
+        witness.chain().iter().map(written).collect()
     }
 
     /// Asks for the upgrade with the token, and goes away.

@@ -2,8 +2,7 @@
 //!
 //! TLS 1.2 and 1.3 by rustls and aws-lc-rs, HTTP/1.1 by ALPN. Certificates are always verified;
 //! there is deliberately no way to turn that off. What only looks at a server and tells it nothing
-//! ([`Inspector`], [`Witness`]) judges what it has seen afterwards. All calls to the provider are in
-//! here.
+//! ([`Witness`]) judges what it has seen afterwards. All calls to the provider are in here.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +15,6 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 mod cert;
 mod fault;
-mod inspect;
 mod live;
 mod pem;
 mod trust;
@@ -24,7 +22,6 @@ mod witness;
 
 pub use cert::{Written, expiry, names, written};
 pub use fault::CertificateFault;
-pub use inspect::Inspector;
 pub use live::{Live, LiveClientConfig, LiveServerConfig, LiveTrust, Prepared};
 pub use trust::{Trust, TrustFiles};
 pub use witness::Witness;

@@ -8,7 +8,7 @@ use http::Uri;
 use nowconnect_link::dial::{DialError, Dialer, WsUrl, WsUrlError};
 use nowconnect_link::session::CarrierError;
 use nowconnect_link::stream::{Stream, WsBytes};
-use nowconnect_link::tls::{CertificateFault, Inspector, TlsError, Written, written};
+use nowconnect_link::tls::{CertificateFault, TlsError, Witness, Written, written};
 use nowconnect_link::upgrade::{self, UpgradeError};
 use nowconnect_link::ws::Role;
 use nowconnect_proto::{Frame, Reason};
@@ -153,25 +153,25 @@ impl Visit {
     }
 
     async fn shown_at_the_door(&self) -> Option<Vec<Written>> {
-        let inspector = Inspector::new();
+        let witness = Witness::refusing();
         let dialer = Dialer {
-            tls: Some(Arc::new(inspector.config().ok()?)),
+            tls: Some(Arc::new(witness.config(None).ok()?)),
             ..self.dialer().ok()?
         };
         // It never succeeds, and what failed is told by the dial that may.
         drop(dialer.dial(&self.url).await);
-        Some(read(&inspector.chain()))
+        Some(read(&witness.chain()))
     }
 
     async fn shown_inside(&self) -> Option<Vec<Written>> {
-        let inspector = Inspector::new();
+        let witness = Witness::refusing();
         let stream = self.dial().await.ok()?;
         let request = dial::request(&self.url, &[SEALED]);
         let upgraded = upgrade::connect(stream, &request).await.ok()?;
-        let tls = TlsConnector::from(Arc::new(inspector.config().ok()?));
+        let tls = TlsConnector::from(Arc::new(witness.config(None).ok()?));
         let bytes = WsBytes::new(upgraded, Role::Client);
         drop(tls.connect(self.url.server_name(), bytes).await);
-        Some(read(&inspector.chain()))
+        Some(read(&witness.chain()))
     }
 
     fn dialer(&self) -> Result<Dialer, Failure> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{TlsError, provider};
@@ -17,15 +17,28 @@ use super::{TlsError, provider};
 pub struct Witness {
     provider: Arc<CryptoProvider>,
     chain: Mutex<Vec<CertificateDer<'static>>>,
+    refuses: bool,
 }
 
 impl Witness {
     /// One that has seen nothing.
     #[must_use]
     pub fn new() -> Arc<Self> {
+        Self::that(false)
+    }
+
+    /// One that refuses the server once it has seen the chain, whatever it is: no handshake with its
+    /// configuration ever succeeds, and no key is proven.
+    #[must_use]
+    pub fn refusing() -> Arc<Self> {
+        Self::that(true)
+    }
+
+    fn that(refuses: bool) -> Arc<Self> {
         Arc::new(Self {
             provider: provider(),
             chain: Mutex::default(),
+            refuses,
         })
     }
 
@@ -66,6 +79,9 @@ impl ServerCertVerifier for Witness {
         *self.chain.lock() = chain
             .map(|certificate| certificate.clone().into_owned())
             .collect();
+        if self.refuses {
+            return Err(CertificateError::ApplicationVerificationFailure.into());
+        }
         Ok(ServerCertVerified::assertion())
     }
 
