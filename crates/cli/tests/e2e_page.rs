@@ -213,18 +213,11 @@ async fn it_is_light_and_stays_usable_in_a_crowd() -> Result<()> {
     let (hub, _agent) = lab.site(&[("echo", echo.addr())]).await?;
     let addr = hub.admin_addr()?;
     let browser = Browser::start().await?;
-    let mut paints = Vec::new();
-    for _ in 0..5 {
-        browser.open("about:blank").await?;
-        browser.open(&url(addr)).await?;
-        let script =
-            "return performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? false";
-        let paint = browser.wait("the first paint", script).await?;
-        paints.push(paint.as_f64().context("a time")?);
-    }
-    let best = paints.iter().copied().fold(f64::INFINITY, f64::min);
-    println!("first paint, ms: {paints:?}");
-    ensure!(best < 200.0, "{paints:?}");
+    browser.open(&url(addr)).await?;
+    // How soon it is, benches/page measures.
+    let script =
+        "return performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? false";
+    browser.wait("the first paint", script).await?;
     check_quiet(&browser, addr).await?;
 
     browser.prepare(CROWD).await?;
