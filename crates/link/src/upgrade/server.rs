@@ -196,6 +196,10 @@ impl Refusal {
         let body = format!(r#"{{"error":{error},"detail":{detail}}}"#);
         let mut response = Response::new(Full::from(body));
         *response.status_mut() = self.status;
+        if self.status == StatusCode::HTTP_VERSION_NOT_SUPPORTED {
+            // In an answer of 1.1 hyper adds the keep-alive that a client of 1.0 asked for.
+            *response.version_mut() = Version::HTTP_10;
+        }
         let headers = response.headers_mut();
         headers.extend(self.headers);
         headers.insert(
@@ -221,14 +225,6 @@ pub fn has_body(headers: &HeaderMap) -> bool {
 /// Whether this asks for a WebSocket at all, and not from within a browser.
 fn check_is_upgrade<B>(request: &Request<B>) -> Result<(), Refusal> {
     let headers = request.headers();
-    if request.method() != Method::GET {
-        let allow = HeaderValue::from_static("GET");
-        let detail = "a WebSocket is opened with GET";
-        return Err(
-            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "bad_method", detail)
-                .with_header(header::ALLOW, allow),
-        );
-    }
     if request.version() != Version::HTTP_11 {
         let status = StatusCode::HTTP_VERSION_NOT_SUPPORTED;
         return Err(Refusal::new(
@@ -236,6 +232,14 @@ fn check_is_upgrade<B>(request: &Request<B>) -> Result<(), Refusal> {
             "bad_http_version",
             "only HTTP/1.1 upgrades",
         ));
+    }
+    if request.method() != Method::GET {
+        let allow = HeaderValue::from_static("GET");
+        let detail = "a WebSocket is opened with GET";
+        return Err(
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "bad_method", detail)
+                .with_header(header::ALLOW, allow),
+        );
     }
     if headers.contains_key(header::ORIGIN) {
         let detail = "requests with an Origin header are refused";
