@@ -10,6 +10,7 @@ mod failure;
 mod json;
 mod load;
 mod machine;
+mod multiplexer;
 mod obtain;
 mod options;
 mod process;
@@ -41,6 +42,8 @@ fn main() -> ExitCode {
         // The servers that a run starts from this same program.
         ["target", listen] => serve_target(listen),
         ["relay", listen, dial] => serve_relay(listen, dial),
+        ["multiplexer-near", tunnel, listen] => serve_multiplexer_near(tunnel, listen),
+        ["multiplexer-far", tunnel, target] => serve_multiplexer_far(tunnel, target),
         ["delay", listen, dial, millis] => serve_delay(listen, dial, millis),
         _ => compare(&arguments),
     };
@@ -103,6 +106,18 @@ fn serve_target(listen: &str) -> Result<()> {
 fn serve_relay(listen: &str, dial: &str) -> Result<()> {
     let (listen, dial) = (address(listen)?, address(dial)?);
     ended(runtime(&mut Builder::new_multi_thread())?.block_on(relay::serve(listen, dial)))
+}
+
+fn serve_multiplexer_near(tunnel: &str, listen: &str) -> Result<()> {
+    let (tunnel, listen) = (address(tunnel)?, address(listen)?);
+    let runtime = runtime(&mut Builder::new_current_thread())?;
+    ended(runtime.block_on(multiplexer::serve_near(tunnel, listen)))
+}
+
+fn serve_multiplexer_far(tunnel: &str, target: &str) -> Result<()> {
+    let (tunnel, target) = (address(tunnel)?, address(target)?);
+    let runtime = runtime(&mut Builder::new_current_thread())?;
+    ended(runtime.block_on(multiplexer::serve_far(tunnel, target)))
 }
 
 fn serve_delay(listen: &str, dial: &str, millis: &str) -> Result<()> {

@@ -31,7 +31,7 @@ pub(crate) fn binaries(options: &Options, systems: &[System]) -> Result<Binaries
                     install_wstunnel(options)
                 })?;
             }
-            System::Loopback | System::Relay | System::OpenSsh => {}
+            System::Loopback | System::Relay | System::Multiplexer | System::OpenSsh => {}
         }
     }
     Ok(binaries)

@@ -226,7 +226,7 @@ fn rows(text: &mut String, outcome: &Outcome, class: Class) {
         let cells = locals.map(|ratio| ratio.map(|ratio| format!("{ratio:.2}")));
         ratios(text, LOCAL.name(), cells);
     }
-    for reference in [System::Relay, System::Loopback] {
+    for reference in [System::Relay, System::Multiplexer, System::Loopback] {
         let references = comparisons.iter().enumerate().map(|(index, comparison)| {
             let median = outcome.spread(reference, index)?.median;
             (median > 0.0).then(|| format!("{:.2}", comparison.median / median))

@@ -41,6 +41,8 @@ pub(crate) enum System {
     Loopback,
     /// Two processes that copy bytes, and nothing else.
     Relay,
+    /// One connection for all flows, and nothing else.
+    Multiplexer,
     Ours {
         tls: bool,
     },
@@ -56,9 +58,10 @@ pub(crate) enum System {
 }
 
 /// In the order in which they take turns.
-pub(crate) const ALL: [System; 11] = [
+pub(crate) const ALL: [System; 12] = [
     System::Loopback,
     System::Relay,
+    System::Multiplexer,
     System::Ours { tls: false },
     System::Rathole { tls: false },
     System::Wstunnel { tls: false },
@@ -76,6 +79,7 @@ impl System {
         match self {
             Self::Loopback => "loopback",
             Self::Relay => "relay",
+            Self::Multiplexer => "multiplexer",
             Self::Ours { tls: false } => "ours-ws",
             Self::Ours { tls: true } => "ours-wss",
             Self::Rathole { tls: false } => "rathole-tcp",
@@ -90,7 +94,7 @@ impl System {
 
     pub(crate) fn class(self) -> Class {
         match self {
-            Self::Loopback | Self::Relay => Class::Reference,
+            Self::Loopback | Self::Relay | Self::Multiplexer => Class::Reference,
             Self::Ours { tls: false }
             | Self::Rathole { tls: false }
             | Self::Wstunnel { tls: false } => Class::Plain,
@@ -114,6 +118,7 @@ impl System {
                 })
             }
             Self::Relay => relay(setup),
+            Self::Multiplexer => multiplexer(setup),
             Self::Ours { tls } => ours::start(setup, tls),
             Self::Rathole { tls } => rathole::start(setup, tls),
             Self::Wstunnel { tls } => wstunnel::start(setup, tls),
@@ -219,4 +224,20 @@ fn relay(setup: &mut Setup<'_>) -> Result<Running> {
         processes.push(setup.spawn_listener(name, &command, listen)?);
     }
     Ok(Running { entry, processes })
+}
+
+fn multiplexer(setup: &mut Setup<'_>) -> Result<Running> {
+    let (entry, tunnel) = (sockets::free()?, sockets::free()?);
+    let near_end_of_path = setup.path_to(tunnel)?;
+    let mut near = own_command("multiplexer-near")?;
+    near.args([tunnel.to_string(), entry.to_string()]);
+    let mut far = own_command("multiplexer-far")?;
+    far.args([near_end_of_path.to_string(), setup.target.to_string()]);
+    Ok(Running {
+        entry,
+        processes: vec![
+            setup.spawn_listener("multiplexer-near", &near, entry)?,
+            setup.spawn("multiplexer-far", &far)?,
+        ],
+    })
 }
