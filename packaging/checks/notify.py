@@ -17,12 +17,13 @@ HUB = QUIET | {
 AGENT = QUIET | {
     "NC_AGENT_URL": "ws://127.0.0.1:9/tunnel",
     "NC_AGENT_ID": "site-01",
-    "NC_TOKEN_FILE": "/dev/null",
+    "NC_TOKEN_FILE": str(directory / "notify.jwt"),
     "NC_CONNECTORS": "ldap",
     "NC_TARGET_LDAP_HOST": "127.0.0.1",
     "NC_TARGET_LDAP_PORT": "389",
     "NC_HEALTH_PORT": "0",
 }
+(directory / "notify.jwt").touch(0o600)
 
 for role, environment in (("hub", HUB), ("agent", AGENT)):
     path = directory / f"notify-{role}"

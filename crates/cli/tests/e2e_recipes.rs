@@ -39,3 +39,13 @@ async fn two_hubs_behind_haproxy() -> Result<()> {
 async fn two_hubs_behind_caddy() -> Result<()> {
     holds("caddy").await
 }
+
+#[tokio::test]
+async fn two_hubs_behind_traefik() -> Result<()> {
+    holds("traefik").await
+}
+
+#[tokio::test]
+async fn two_hubs_behind_traefik_that_passes_tls_on() -> Result<()> {
+    holds("traefik-passthrough").await
+}
