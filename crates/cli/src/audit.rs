@@ -26,7 +26,7 @@ pub(crate) use sink::Audit;
 
 const VERIFY_EXAMPLES: &str = "\
 Examples:
-  nowconnect audit verify /var/log/nowconnect/audit.log
+  nowconnect audit verify /var/lib/nowconnect/audit.log
   nowconnect audit verify audit.log.2 audit.log.1 audit.log --key-file audit.key
   zcat audit.log.2.gz | nowconnect audit verify - audit.log.1 audit.log --head 1204:9f86d081...
 
@@ -38,7 +38,7 @@ from the last audit_head line of the hub's ordinary log.";
 
 const GROUP: &str = "\
 Examples:
-  nowconnect audit verify /var/log/nowconnect/audit.log";
+  nowconnect audit verify /var/lib/nowconnect/audit.log";
 
 /// Work with the audit trail of a hub
 #[derive(Debug, clap::Args)]
