@@ -60,24 +60,18 @@ impl RedisPlan {
         self
     }
 
-    /// For this user alone, who may do what the registry has to.
+    /// For this user alone, with the rights that `docs/ha.md` gives.
     pub fn user(mut self, name: &str, password: &str) -> Self {
         self.login = Some((name.to_owned(), password.to_owned()));
         let secret = format!(">{password}");
-        let rules = [
-            name,
-            "on",
-            &secret,
-            "~nowconnect:*",
-            "&nowconnect:*",
-            "+@connection",
-            "+@read",
-            "+@write",
-            "+@scripting",
-            "+@pubsub",
-            "+time",
-            "+role",
-        ];
+        let rights = include_str!("../../../docs/ha.md")
+            .split_once("on >PASSWORD ")
+            .and_then(|(_, from)| from.split_once("```"))
+            .map_or("", |(rights, _)| rights);
+        let rules: Vec<_> = [name, "on", &secret]
+            .into_iter()
+            .chain(rights.split_whitespace())
+            .collect();
         self.option("user", &rules)
             .option("user", &["default", "off"])
     }

@@ -93,7 +93,8 @@ pub(crate) fn check(root: &mut Table<'_>, config: &HubConfig) {
     if registry
         .is_some_and(|to| !to.tls && !to.nodes.iter().all(|node| is_this_machine(&node.host)))
     {
-        let message = "not encrypted: whoever is on the path can read what is sent, and say where agents are";
+        let message =
+            "not encrypted: whoever is on the path can read what is sent, and say where agents are";
         root.warning("ha.redis_url", message, "use rediss://");
     }
     if mesh.per_link_max_inflight_bytes < config.tunnel.max_ws_payload {

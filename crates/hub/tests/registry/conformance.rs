@@ -184,6 +184,20 @@ async fn a_proof_is_new_once_for_all_who_share() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn the_rights_that_are_documented_suffice() -> Result<()> {
+    let redis = Redis::plan().user("hub", "pw").start().await?;
+    redis.seem_old().await?;
+    let side = Side::up("hub-a", &redis.url()).await?;
+    let other = Side::up("hub-b", &redis.url()).await?;
+    let _old = side.claim(claim("a", 1)).await?;
+    let new = other.claim(claim("a", 2)).await?;
+    side.wait_superseded("a", new.owner()).await?;
+    assert_eq!(side.registry.is_first_use("one").await, Some(true));
+    assert_eq!(other.registry.is_first_use("one").await, Some(false));
+    Ok(())
+}
+
 /// Data that were lost without a connection being lost, or before a hub started: nobody can tell what
 /// was shown before.
 #[tokio::test]

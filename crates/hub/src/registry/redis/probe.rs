@@ -121,7 +121,7 @@ async fn use_it(dialer: Dialer) -> Result<(), Fault> {
     link.ask(&key, cmd("EVAL").arg(script).arg(1).arg(&key))
         .await?;
     let hubs = "nowconnect:hubs";
-    let list = cmd("ZRANGE").arg(hubs).arg(0).arg(0).to_owned();
+    let list = cmd("ZREVRANGE").arg(hubs).arg(0).arg(0).to_owned();
     link.ask(hubs, &list).await?;
     link.note_proof(&name).await?;
     link.check().await
