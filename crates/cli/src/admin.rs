@@ -229,7 +229,7 @@ pub(crate) async fn exchange(
     let agent = concat!("nowconnect/", env!("CARGO_PKG_VERSION"));
     headers.insert(USER_AGENT, HeaderValue::from_static(agent));
     let answer = async {
-        let answer = sender.send_request(request).await?;
+        let answer = sender.send_request(request).await.map_err(no_http)?;
         read(answer).await
     };
     tokio::pin!(connection);
@@ -237,9 +237,17 @@ pub(crate) async fn exchange(
     tokio::select! {
         answer = &mut answer => answer,
         ended = &mut connection => {
-            ended?;
+            ended.map_err(no_http)?;
             answer.await
         }
+    }
+}
+
+/// A port that speaks TLS answers plain HTTP with an alert.
+fn no_http(error: hyper::Error) -> anyhow::Error {
+    match error.is_parse() {
+        true => anyhow!("the answer is not HTTP: if that port speaks TLS, the URL is https://"),
+        false => error.into(),
     }
 }
 
@@ -342,6 +350,9 @@ fn bearer(file: &PathBuf) -> anyhow::Result<HeaderValue> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -366,6 +377,21 @@ mod tests {
             let error = format!("{:#}", authority(text).expect_err(text));
             assert!(error.contains("--url"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_port_that_speaks_tls_is_named() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = parse_url(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let dialer = dialer(&url, None).unwrap();
+        let (asked, ()) = tokio::join!(exchange(&dialer, &url, Request::default()), async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 512]).await.unwrap();
+            // A fatal alert, unexpected_message (RFC 8446 section 6).
+            stream.write_all(&[21, 3, 3, 0, 2, 2, 10]).await.unwrap();
+        });
+        let error = asked.unwrap_err().to_string();
+        assert!(error.contains("https://"), "{error}");
     }
 
     #[test]

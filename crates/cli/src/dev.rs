@@ -195,8 +195,8 @@ fn instructions(
     let (hub, admin) = (addresses.tunnel, addresses.admin);
     let _ = write!(
         text,
-        "\n  tunnel   ws://{hub}/tunnel\n  health   http://{hub}/readyz\n  metrics  http://{hub}/metrics\
-         \n  files    {}\n\nTry:\n{hints}  curl http://{hub}/readyz\n  \
+        "\n  page     http://{admin}/\n  tunnel   ws://{hub}/tunnel\n  health   http://{hub}/readyz\
+         \n  metrics  http://{hub}/metrics\n  files    {}\n\nTry:\n{hints}  curl http://{hub}/readyz\n  \
          nowconnect status --url http://{admin}\n\n",
         dir.display()
     );

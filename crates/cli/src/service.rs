@@ -81,7 +81,10 @@ pub(crate) async fn serve(
                 Order::Drain => break,
                 Order::Reload(asker) => reply = Some(asker),
             },
-            files = watch.watcher.changed() => tracing::info!(event = "files_changed", ?files),
+            files = watch.watcher.changed() => {
+                let files: Vec<_> = files.iter().map(|file| file.to_string_lossy()).collect();
+                tracing::info!(event = "files_changed", files = files.join(","));
+            }
         }
         supervisor::reloading();
         watch.about_to_read();

@@ -406,7 +406,12 @@ async fn wrong_answers_are_named() {
             "HTTP/1.1 502 Bad Gateway\r\nTransfer-Encoding: chunked\r\n\r\n\
              6\r\n<html>\r\n4\r\n oh!\r\n0\r\n\r\n"
                 .into(),
-            "502 Bad Gateway (<html> oh!); the ingress does not reach the hub",
+            "502 Bad Gateway (an HTML page); the ingress does not reach the hub",
+        ),
+        (
+            "HTTP/1.1 400 Bad Request\r\nContent-Length: 42\r\n\r\n<html>\r\n<title>The SSL certificate</title>"
+                .into(),
+            "400 Bad Request (The SSL certificate); that is no hub's answer",
         ),
     ];
     for (reply, expected) in cases {

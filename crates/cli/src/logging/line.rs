@@ -72,6 +72,7 @@ pub(super) fn compose(shape: Shape, level: Level, target: &str, mut fields: Fiel
         .event
         .take()
         .unwrap_or_else(|| Value::Text(target.to_owned()));
+    fields.rest.retain(|(_, value)| !value.as_str().is_empty());
     let mut line = String::with_capacity(256);
     match shape {
         Shape::Json => {
@@ -389,10 +390,7 @@ mod tests {
             );
         });
         let (_, rest) = logged[0].split_once("Z ").unwrap();
-        assert_eq!(
-            rest,
-            "INFO  flow_closed reason=\"peer reset\" bytes=12 empty=\"\"\n"
-        );
+        assert_eq!(rest, "INFO  flow_closed reason=\"peer reset\" bytes=12\n");
     }
 
     #[test]

@@ -70,6 +70,7 @@ fn hub_config(lab: &Lab) -> Result<Value> {
         "listeners": [{ "name": "l1", "bind": format!("127.0.0.1:{}", port()?), "connector": "echo" }],
         "tunnel": { "host": "127.0.0.1", "port": port()? },
         "admin": { "bind": format!("127.0.0.1:{}", port()?) },
+        "observability": { "metrics_port": port()? },
         "security": { "jwks_url": lab.issuer().jwks_url() },
     }))
 }

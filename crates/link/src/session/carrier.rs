@@ -42,7 +42,7 @@ fn limits(max_payload: usize, v1: bool) -> Limits {
 #[derive(Debug, thiserror::Error)]
 pub enum CarrierError {
     /// The connection failed or ended.
-    #[error("connection lost: {0}")]
+    #[error("connection lost: {}", ending(.0))]
     Io(#[from] io::Error),
     /// The peer broke RFC 6455 or a limit.
     #[error("WebSocket: {0}")]
@@ -53,6 +53,14 @@ pub enum CarrierError {
     /// The peer closed the WebSocket in order.
     #[error("closed by the peer{}", .0.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     Closed(Option<String>),
+}
+
+/// TLS has a sentence and a web address for an end without a goodbye, sockets "unexpected end of file".
+fn ending(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the other side, or something in between, ended it".into(),
+        _ => error.to_string(),
+    }
 }
 
 /// Why an introduction was not answered by one.

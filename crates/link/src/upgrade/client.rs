@@ -41,7 +41,7 @@ pub enum UpgradeError {
     #[error("no answer to the upgrade: {error}{hint}", error = .0, hint = unanswered_hint(.0))]
     Reply(#[from] ReplyError),
     /// The server said no.
-    #[error("the upgrade was refused with {status}{}; {}", shown(.body), hint(*.status, .reason.as_deref()))]
+    #[error("the upgrade was refused with {status}{}; {}", shown(.body), hint(*.status, .reason.as_deref(), .body))]
     Refused {
         /// HTTP status.
         status: StatusCode,
@@ -63,11 +63,18 @@ pub enum UpgradeError {
 }
 
 fn shown(body: &str) -> String {
-    if body.is_empty() {
-        String::new()
-    } else {
-        format!(" ({body})")
+    match body {
+        "" => String::new(),
+        page if page.starts_with('<') => format!(" ({})", title(page)),
+        body => format!(" ({body})"),
     }
+}
+
+/// What an ingress says on a page: its title is all there is to it.
+fn title(page: &str) -> &str {
+    let title = page.split_once("<title>").map(|(_, from)| from);
+    let title = title.and_then(|from| from.split_once("</title>"));
+    title.map_or("an HTML page", |(title, _)| title)
 }
 
 fn unanswered_hint(error: &ReplyError) -> &'static str {
@@ -82,7 +89,7 @@ fn unanswered_hint(error: &ReplyError) -> &'static str {
     }
 }
 
-fn hint(status: StatusCode, reason: Option<&str>) -> &'static str {
+fn hint(status: StatusCode, reason: Option<&str>, body: &str) -> &'static str {
     match status.as_u16() {
         401 if reason.is_some_and(|reason| reason.contains("dpop")) => {
             "the token is to be shown with a proof that it is ours"
@@ -95,8 +102,13 @@ fn hint(status: StatusCode, reason: Option<&str>) -> &'static str {
         }
         407 => "a proxy in between wants credentials",
         426 => "this path wants a WebSocket and something in between took the request for it out",
+        503 if reason == Some("ha_off") => "turn it on there too",
+        503 if reason == Some("keys_unavailable") => "the hub's log says why it has no keys",
         429 | 503 => "the hub is busy or draining, try again later",
         502 | 504 => "the ingress does not reach the hub",
+        _ if body.starts_with('<') => {
+            "that is no hub's answer: see the log of what is in front of it"
+        }
         _ => "see the hub's log",
     }
 }
