@@ -11,6 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Uri;
 use jsonwebtoken::jwk::{Jwk, ThumbprintHash};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
+use nowconnect_settings::open_file;
 use rcgen::{KeyPair, PublicKeyData as _};
 use serde_json::{Value, json};
 
@@ -80,13 +81,9 @@ impl ProofKey {
     /// [`ProofError::Read`], [`ProofError::Content`].
     pub async fn read(path: &Path) -> Result<Self, ProofError> {
         let owned = path.to_owned();
-        let read = move || {
-            if !std::fs::metadata(&owned)?.is_file() {
-                // Whoever opens a pipe may wait for ever.
-                return Err(io::Error::other("it is no file"));
-            }
+        let read = move || -> io::Result<_> {
             let mut pem = String::new();
-            let file = std::fs::File::open(&owned)?;
+            let file = open_file(&owned)?;
             file.take(MAX_FILE_BYTES).read_to_string(&mut pem)?;
             Ok(Self::from_pem(&pem))
         };

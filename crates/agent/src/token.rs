@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use nowconnect_proto::hello::{Body, MAX_TOKEN, Token};
+use nowconnect_settings::open_file;
 
 /// Why there is no token to present. Never shows what is in the file.
 #[derive(Debug, thiserror::Error)]
@@ -60,12 +61,8 @@ pub async fn read(path: &Path) -> Result<Token, TokenError> {
 
 /// One byte more than a token and its last line ends may have tells that it is none.
 fn read_bounded(path: &Path) -> io::Result<String> {
-    if !std::fs::metadata(path)?.is_file() {
-        // Whoever opens a pipe may wait for ever.
-        return Err(io::Error::other("it is no file"));
-    }
     let mut text = Vec::new();
-    let file = std::fs::File::open(path)?;
+    let file = open_file(path)?;
     file.take(MAX_TOKEN as u64 + 3).read_to_end(&mut text)?;
     Ok(String::from_utf8(text).unwrap_or_default())
 }

@@ -17,6 +17,7 @@ use nowconnect_agent::config::AgentConfig;
 use nowconnect_hub::admin::Order;
 use nowconnect_hub::config::HubConfig;
 use nowconnect_hub::hub::Addresses;
+use nowconnect_hub::listener::Inherited;
 use nowconnect_link::shards::Shards;
 use nowconnect_settings::{Env, LogFormat, LogLevel, Source, Value as _};
 use tokio::task::JoinSet;
@@ -110,7 +111,8 @@ async fn run_dev(args: Args, log: &Log) -> Result<(), Failure> {
     let cloud = source("cloud.yaml");
     let loaded = HubConfig::load(&cloud).map_err(Failure::configuration)?;
     let mut watched = loaded.files();
-    let hub = HubService::start(cloud, loaded, Shards::current(), log).await?;
+    let hub =
+        HubService::start(cloud, loaded, Inherited::default(), Shards::current(), log).await?;
     let addresses = hub.hub.addresses();
 
     files.write_agent(&maps, addresses.tunnel)?;

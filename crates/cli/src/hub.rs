@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use nowconnect_hub::admin::Order;
 use nowconnect_hub::config::HubConfig;
 use nowconnect_hub::hub::{Hub, HubError};
+use nowconnect_hub::listener::Inherited;
 use nowconnect_link::shards::Shards;
 use nowconnect_settings::{Env, Loaded, Source};
 
@@ -13,7 +14,7 @@ use crate::audit::Audit;
 use crate::check::{self, Kind};
 use crate::failure::Failure;
 use crate::logging::Log;
-use crate::platform::{Signals, keep_memory_private, raise_open_files};
+use crate::platform::{Signals, inherited_sockets, keep_memory_private, raise_open_files};
 use crate::runtime::{Threads, block_on};
 use crate::service::{Reloaded, Service, Warnings, Watch, level_filter, serve, start_log};
 use crate::traces::Traces;
@@ -25,7 +26,8 @@ Examples:
   NC_CONFIG=/etc/nowconnect/cloud.yaml LOG_LEVEL=DEBUG nowconnect hub
 
 SIGHUP, `nowconnect reload`, or a change of the file or of a certificate, key or JWKS file, reloads
-the configuration. SIGTERM, SIGINT and `nowconnect drain` drain: agents are sent to other hubs and
+the configuration. Listening sockets that systemd passes (LISTEN_FDS) are used for the listeners of
+the same name or address. SIGTERM, SIGINT and `nowconnect drain` drain: agents are sent to other hubs and
 flows get limits.drain_timeout_sec to end; a second signal ends at once with exit code 1.";
 
 /// Run a hub: the cloud side, where clients connect
@@ -40,6 +42,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    // Before anything else is opened: descriptors are named by number.
+    let sockets = inherited_sockets().map_err(Failure::usage)?;
+    let inherited = Inherited::new(sockets)?;
     let source = Source::new(args.config, Env::of_process());
     let loaded = HubConfig::load(&source)
         .map_err(|problems| check::refused(&source, Kind::Hub, problems))?;
@@ -47,19 +52,21 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let log = start_log(observability.log_level, observability.log_format)?;
     keep_memory_private();
     raise_open_files();
-    block_on(run_hub(source, loaded, args.threads.count(), &log))?
+    let threads = args.threads.count();
+    block_on(run_hub(source, loaded, inherited, threads, &log))?
 }
 
 async fn run_hub(
     source: Source,
     loaded: Loaded<HubConfig>,
+    inherited: Inherited,
     threads: usize,
     log: &Log,
 ) -> Result<(), Failure> {
     let shards = Shards::start(threads).context("cannot start threads")?;
     let signals = Signals::install()?;
     let watch = Watch::new(loaded.files());
-    let hub = HubService::start(source, loaded, shards, log).await?;
+    let hub = HubService::start(source, loaded, inherited, shards, log).await?;
     serve(hub, watch, signals).await
 }
 
@@ -78,6 +85,7 @@ impl HubService {
     pub(crate) async fn start(
         source: Source,
         loaded: Loaded<HubConfig>,
+        inherited: Inherited,
         shards: Shards,
         log: &Log,
     ) -> Result<Self, Failure> {
@@ -92,9 +100,10 @@ impl HubService {
         );
         let traces = Traces::start(spans.as_ref(), "nowconnect-hub", name)?;
         let follow = Box::new(move |configured| level.set(level_filter(configured)));
-        let hub = Hub::start(loaded.config, shards, follow, traces.tracer())
+        let hub = Hub::start(loaded.config, inherited, shards, follow, traces.tracer())
             .await
             .map_err(|error| match error {
+                HubError::Bind(error) if error.is_misfit() => Failure::usage(error),
                 HubError::Bind(_) | HubError::Memory(..) => Failure::from(error),
                 HubError::Tls(_) | HubError::Mesh(_) | HubError::Token(_) | HubError::Pdp(_) => {
                     Failure::usage(error)

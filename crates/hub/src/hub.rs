@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Order, Orders, Recent, Token, TokenError};
 use crate::config::{AdminConfig, HubConfig};
-use crate::listener::{BindError, Listener};
+use crate::listener::{BindError, Inherited, Listener};
 use crate::mesh::{Mesh, MeshError};
 use crate::metrics::Metrics;
 use crate::pdp::{Pdp, PdpError};
@@ -101,6 +101,7 @@ pub struct Hub {
     keys: KeyKeeper,
     tls: Option<Arc<PortTls>>,
     config: tokio::sync::Mutex<HubConfig>,
+    inherited: Inherited,
     listeners: Arc<Mutex<Vec<Listener>>>,
     /// Cancelled once clients may come in.
     settled: CancellationToken,

@@ -1,5 +1,7 @@
 //! TCP ports for clients: one accept loop each, started and stopped while the hub runs.
 
+mod inherited;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,6 +20,9 @@ use crate::flow_trace;
 use crate::metrics::{ListenerError, Metrics};
 use crate::policy::{Door, Permit, Policy};
 use crate::router::{Router, reset};
+
+pub use inherited::Inherited;
+pub(crate) use inherited::{ADMIN, MESH, METRICS, TUNNEL, Who};
 
 /// Connections that the kernel may keep ready for accept(); it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -49,19 +54,6 @@ fn explain(error: &io::Error) -> String {
     format!("{hint} ({error})")
 }
 
-/// Listens on `address`. Sockets that it accepts inherit TCP_NODELAY and keepalive, which saves
-/// setting them on each.
-///
-/// # Errors
-/// The port is taken, forbidden, or not of this machine; `what` names who wanted it.
-pub fn listen(what: &str, address: SocketAddr) -> Result<TcpListener, BindError> {
-    bind(address).map_err(|source| BindError {
-        what: what.to_owned(),
-        address,
-        source,
-    })
-}
-
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -75,6 +67,14 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     if matches!(address.ip(), IpAddr::V6(ip) if ip.is_unspecified()) {
         socket.set_only_v6(false)?;
     }
+    tune(&socket)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Sockets that a listening one accepts inherit TCP_NODELAY and keepalive, which saves setting them on each.
+fn tune(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     let probing = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
@@ -83,10 +83,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     #[cfg(not(windows))]
     let probing = probing.with_retries(4);
     socket.set_tcp_keepalive(&probing)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    socket.set_nonblocking(true)
 }
 
 /// Accepts from `listener` for ever; pauses when accept() fails for want of a resource, which
@@ -152,22 +149,35 @@ pub struct Bound {
     door: Arc<Door>,
     socket: TcpListener,
     address: SocketAddr,
+    inherited: bool,
 }
 
 impl Bound {
-    /// Binds the port of `door`'s configuration.
+    /// Binds the port of `door`'s configuration, unless it is `inherited`.
     ///
     /// # Errors
-    /// See [`listen`].
-    pub fn new(door: Arc<Door>) -> Result<Self, BindError> {
+    /// See [`Inherited::listen`].
+    pub fn new(door: Arc<Door>, inherited: &Inherited) -> Result<Self, BindError> {
         let wanted = door.config().bind;
-        let socket = listen(&format!("listener {}", door.name), wanted)?;
+        let what = format!("listener {}", door.name);
+        let socket = inherited.listen(Who::listener(&door.name, &what), wanted)?;
         let address = socket.local_addr().unwrap_or(wanted);
         Ok(Self {
+            inherited: inherited.has_listener(&door.name, wanted),
             door,
             socket,
             address,
         })
+    }
+
+    /// Whether clients wait in its socket while there is no hub.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.inherited
+    }
+
+    /// What it will be open for.
+    pub(crate) fn door(&self) -> &Door {
+        &self.door
     }
 
     /// Starts to accept once `opening` is cancelled. Those who connect earlier wait in the kernel.
@@ -183,6 +193,7 @@ impl Bound {
             door,
             socket,
             address,
+            inherited,
         } = self;
         tracing::info!(
             event = "listener_started",
@@ -201,7 +212,7 @@ impl Bound {
             let (opening, stop) = (opening.clone(), stop.clone());
             async move {
                 stop.run_until_cancelled(opening.cancelled()).await;
-                reception.run(socket, stop).await;
+                reception.run(socket, stop, inherited).await;
             }
         };
         let task = tasks.spawn("listener", run);
@@ -244,7 +255,8 @@ impl Listener {
         self.address
     }
 
-    /// Closes the port, after those whom the kernel let in already were served.
+    /// Closes the port, after those whom the kernel let in already were served. An inherited socket stays
+    /// open, and they wait for the next who accepts from it.
     pub async fn close(self) {
         let Self {
             _stop: stop, task, ..
@@ -264,7 +276,7 @@ struct Reception {
 }
 
 impl Reception {
-    async fn run(self, socket: TcpListener, stop: CancellationToken) {
+    async fn run(self, socket: TcpListener, stop: CancellationToken, inherited: bool) {
         let door = self.door.clone();
         let mut acceptor = Acceptor::new(socket, |error: &io::Error| {
             let door = door.load();
@@ -274,9 +286,11 @@ impl Reception {
         while let Some((stream, peer)) = stop.run_until_cancelled(acceptor.next()).await {
             self.receive(stream, peer);
         }
-        // Closing the port would reset those whom the kernel has let in already.
-        while let Some((stream, peer)) = acceptor.waiting().await {
-            self.receive(stream, peer);
+        if !inherited {
+            // Closing the port would reset those whom the kernel has let in already.
+            while let Some((stream, peer)) = acceptor.waiting().await {
+                self.receive(stream, peer);
+            }
         }
         tracing::info!(event = "listener_stopped", listener = %self.door.load().name);
     }
@@ -324,6 +338,10 @@ mod tests {
     use super::*;
 
     const LOCAL: &str = "127.0.0.1:0";
+
+    fn listen(what: &str, address: SocketAddr) -> Result<TcpListener, BindError> {
+        Inherited::default().listen(Who::listener("test", what), address)
+    }
 
     #[tokio::test]
     async fn accepted_sockets_inherit_what_the_port_was_given() {

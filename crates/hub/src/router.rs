@@ -174,6 +174,11 @@ impl Router {
         client.offer(&flow, path);
     }
 
+    /// Whether a client of `connector` would find an agent now.
+    pub(crate) fn serves(&self, connector: &str) -> bool {
+        self.paths.choose(connector, &[]).is_some()
+    }
+
     /// What makes the spans of flows.
     pub(crate) fn tracer(&self) -> &Tracer {
         &self.tracer

@@ -18,7 +18,7 @@ use nowconnect_link::tls::{LiveServerConfig, LiveTrust};
 use nowconnect_link::upgrade::{Refusal, has_body};
 use tokio::net::TcpListener;
 
-use crate::listener::{BindError, listen};
+use crate::listener::{BindError, Inherited, Who};
 use crate::mesh::{Mesh, Shown};
 use crate::metrics::{Format, Metrics};
 use crate::probes::Probes;
@@ -176,12 +176,16 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Binds `address`; `what` names who wants it.
+    /// Binds `address` for `who`, unless it is `inherited`.
     ///
     /// # Errors
-    /// See [`listen`].
-    pub fn new(what: &str, address: SocketAddr) -> Result<Self, BindError> {
-        let socket = listen(what, address)?;
+    /// See [`Inherited::listen`].
+    pub(crate) fn new(
+        who: Who<'_>,
+        address: SocketAddr,
+        inherited: &Inherited,
+    ) -> Result<Self, BindError> {
+        let socket = inherited.listen(who, address)?;
         let address = socket.local_addr().unwrap_or(address);
         Ok(Self { socket, address })
     }

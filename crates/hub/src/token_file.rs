@@ -1,10 +1,9 @@
 //! Files that hold one bearer token.
 
-use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use nowconnect_settings::Secret;
+use nowconnect_settings::{Secret, open_file};
 
 /// Bytes of the longest token file that is read.
 const MAX_TOKEN_BYTES: u64 = 4096;
@@ -43,7 +42,7 @@ pub enum TokenFileError {
 pub(crate) fn load(key: &'static str, path: &Path) -> Result<Secret, TokenFileError> {
     let mut text = String::new();
     let opened =
-        File::open(path).and_then(|file| file.take(MAX_TOKEN_BYTES + 1).read_to_string(&mut text));
+        open_file(path).and_then(|file| file.take(MAX_TOKEN_BYTES + 1).read_to_string(&mut text));
     let path = || path.to_owned();
     opened.map_err(|source| TokenFileError::Read {
         key,

@@ -282,7 +282,7 @@ fn bad_files_are_named_with_what_is_wrong() {
                      -----END ENCRYPTED PRIVATE KEY-----\n";
     let cases = [
         (cert(ca.path("missing.pem")), "missing.pem: No such file"),
-        (cert(ca.path("")), "Is a directory"),
+        (cert(ca.path("")), "it is no file"),
         (cert("/dev/zero".into()), "larger than 8 MiB"),
         (
             cert(ca.file("empty", b"")),

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::problem::Problem;
+use crate::regular::open_file;
 
 /// A configuration file, or the file of a secret, may have this many bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -111,12 +112,14 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Box<Problem>> {
         Box::new(Problem { file, ..problem })
     };
     let mut bytes = Vec::new();
-    std::fs::File::open(path)
+    open_file(path)
         .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
         .map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => at(Problem::new("there is no such file")),
             std::io::ErrorKind::PermissionDenied => at(Problem::new("reading is not permitted")
                 .hint("make it readable for the user this runs as")),
+            _ if path.exists() && !path.is_file() => at(Problem::new("is no file")
+                .hint("a pipe, device or directory is not read; name a file")),
             _ => at(Problem::new(format!("cannot be read: {error}"))),
         })?;
     if bytes.len() as u64 > MAX_FILE {

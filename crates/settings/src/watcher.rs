@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::exposure::{Holds, exposure};
+use crate::regular::open_file;
 
 /// Polls a set of files.
 #[derive(Debug)]
@@ -96,10 +97,7 @@ impl Watcher {
 /// might never end. The files are few and small, so they are read in place rather than on another
 /// thread.
 fn fingerprint(path: &Path, with_exposure: bool) -> Option<u64> {
-    if !std::fs::metadata(path).ok()?.is_file() {
-        return None;
-    }
-    let mut file = std::fs::File::open(path).ok()?;
+    let mut file = open_file(path).ok()?;
     let mut hasher = DefaultHasher::new();
     if with_exposure {
         let severity = exposure(path, Holds::Secret).map(|problem| problem.severity);

@@ -123,7 +123,19 @@ impl Lab {
 
     /// The binary, with none of this process's configuration in its environment.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
+        self.launched(&[], args)
+    }
+
+    /// The same, with the words of a program before it that starts it.
+    pub fn launched(&self, launcher: &[&str], args: &[&str]) -> Command {
+        let mut command = match launcher {
+            [program, words @ ..] => {
+                let mut command = Command::new(program);
+                command.args(words).arg(&self.binary);
+                command
+            }
+            [] => Command::new(&self.binary),
+        };
         command.args(args).current_dir(self.dir.path()).env_clear();
         for kept in ["PATH", "HOME", "TMPDIR", "LLVM_PROFILE_FILE"] {
             if let Some(value) = std::env::var_os(kept) {

@@ -23,6 +23,7 @@ pub mod captured_log;
 pub mod collector;
 pub mod connect_proxy;
 pub mod fault_proxy;
+pub mod held_sockets;
 pub mod http;
 pub mod issuer;
 pub mod lab;

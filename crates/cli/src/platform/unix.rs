@@ -8,6 +8,8 @@ mod limits;
 mod memory;
 #[path = "unix/signals.rs"]
 mod signals;
+#[path = "unix/sockets.rs"]
+mod sockets;
 #[path = "unix/systemd.rs"]
 pub(crate) mod supervisor;
 
@@ -16,6 +18,7 @@ use std::io::{Stdout, stdout};
 pub(crate) use limits::{most_open_files, raise_open_files};
 pub(crate) use memory::keep_memory_private;
 pub(crate) use signals::Signals;
+pub(crate) use sockets::inherited_sockets;
 
 /// Where the log goes.
 pub(crate) fn log_output() -> Stdout {

@@ -12,6 +12,7 @@ pub(crate) mod service;
 mod signals;
 
 use std::io::{Write, stdout};
+use std::net::TcpListener;
 
 pub(crate) use control::supervisor;
 pub(crate) use signals::Signals;
@@ -22,6 +23,11 @@ pub(crate) fn log_output() -> Box<dyn Write + Send> {
         Some(file) => Box::new(file),
         None => Box::new(stdout()),
     }
+}
+
+/// The service control manager opens no sockets for services.
+pub(crate) fn inherited_sockets() -> anyhow::Result<Vec<(String, TcpListener)>> {
+    Ok(Vec::new())
 }
 
 /// Sockets are handles, and no limit but memory is set on those.

@@ -89,7 +89,7 @@ impl Fetcher {
 
 async fn read_file(path: PathBuf) -> Result<Fetched, FetchError> {
     let read = move || {
-        let file = std::fs::File::open(&path)?;
+        let file = nowconnect_settings::open_file(&path)?;
         let mut body = Vec::new();
         file.take(MAX_DOCUMENT_BYTES as u64 + 1)
             .read_to_end(&mut body)?;

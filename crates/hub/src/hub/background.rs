@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::Hub;
 use crate::admin::{Admin, SAMPLE_PERIOD};
+use crate::listener;
 use crate::registry::RegistryHealth;
 use crate::server::Stage;
 
@@ -16,6 +18,8 @@ const SWEEP: Duration = Duration::from_millis(500);
 /// How long a hub that has just started waits for the others before it serves alone.
 const SETTLE: Duration = Duration::from_secs(3);
 const SETTLE_POLL: Duration = Duration::from_millis(20);
+/// How long clients who waited for the hub wait for an agent too: both are on their way back.
+const RETURN: Duration = Duration::from_secs(10);
 
 impl Hub {
     /// Lets clients in and `/readyz` tell that the hub is ready: once it knows of the agents of other
@@ -43,6 +47,31 @@ impl Hub {
         let stop = self.tasks.token();
         self.tasks
             .spawn("settle", stop.run_until_cancelled_owned(settled));
+    }
+
+    /// When a listener may let clients in. Those who wait in a socket that has outlived a hub would be sent
+    /// away by the next one, were its agents not given time to come back.
+    pub(super) fn opening(&self, bound: &listener::Bound) -> CancellationToken {
+        let settled = self.settled.clone();
+        if !bound.is_inherited() {
+            return settled;
+        }
+        let (opening, router) = (CancellationToken::new(), self.router.clone());
+        let (open, connector) = (opening.clone().drop_guard(), bound.door().connector.clone());
+        let wait = async move {
+            let _open = open;
+            settled.cancelled().await;
+            let served = async {
+                while !router.serves(&connector) {
+                    sleep(SETTLE_POLL).await;
+                }
+            };
+            let _ = timeout(RETURN, served).await;
+        };
+        let stop = self.tasks.token();
+        self.tasks
+            .spawn("opening", stop.run_until_cancelled_owned(wait));
+        opening
     }
 
     pub(super) fn tend(&self) {

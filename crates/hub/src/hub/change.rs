@@ -67,7 +67,7 @@ impl Hub {
 
     async fn apply(&self, change: &Change) -> Result<(), HubError> {
         let new = &change.config;
-        let bound = bind_all(&change.listeners_added, &self.metrics)?;
+        let bound = bind_all(&change.listeners_added, &self.metrics, &self.inherited)?;
         let token = token(&new.admin)?;
         let keys = self.keys.prepare(&new.security)?;
         let decisions = Pdp::prepare(new)?;
@@ -77,7 +77,7 @@ impl Hub {
         reserved.map_err(|most| HubError::Memory(most, flows))?;
         let tls = PreparedTls::load(new)?;
         let mesh = mesh::Prepared::load(new)?;
-        let mesh_port = self.mesh_port.prepare(new)?;
+        let mesh_port = self.mesh_port.prepare(new, &self.inherited)?;
         // Nothing fails from here on.
         let tls = self
             .tls
@@ -103,6 +103,7 @@ impl Hub {
         self.metrics.mesh.set_mode(new.ha.mode.as_str());
         (self.set_log_level)(new.observability.log_level);
         self.change_listeners(change, bound).await;
+        self.inherited.report_idle(new);
         Ok(())
     }
 

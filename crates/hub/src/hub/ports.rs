@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{HaMode, HubConfig};
-use crate::listener::BindError;
+use crate::listener::{BindError, Inherited, MESH, Who};
 use crate::server::{Bound, Doorman, MeshSurface, PortTls};
 
 impl PortTls {
@@ -111,13 +111,18 @@ pub(super) enum MeshPortChange {
 
 impl MeshPort {
     /// Binds what `config` wants bound.
-    pub(super) fn prepare(&self, config: &HubConfig) -> Result<MeshPortChange, BindError> {
+    pub(super) fn prepare(
+        &self,
+        config: &HubConfig,
+        inherited: &Inherited,
+    ) -> Result<MeshPortChange, BindError> {
+        let who = Who::port(MESH, "ha.mesh.listen");
         let is_on = config.ha.mode != HaMode::Off;
         let wanted = config.ha.mesh.listen.filter(|_| is_on);
         let open = self.0.lock().as_ref().map(|open| open.wanted);
         Ok(match wanted {
             wanted if wanted == open => MeshPortChange::Stay,
-            Some(wanted) => MeshPortChange::Open(wanted, Bound::new("ha.mesh.listen", wanted)?),
+            Some(wanted) => MeshPortChange::Open(wanted, Bound::new(who, wanted, inherited)?),
             None => MeshPortChange::Close,
         })
     }

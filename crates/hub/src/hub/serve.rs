@@ -8,7 +8,7 @@ use nowconnect_link::shards::Shards;
 use super::Hub;
 use super::ports::MeshPortChange;
 use crate::config::{HubConfig, ListenerConfig};
-use crate::listener::{self, BindError, Listener};
+use crate::listener::{self, ADMIN, BindError, Inherited, Listener, METRICS, TUNNEL, Who};
 use crate::metrics::Metrics;
 use crate::policy::Door;
 use crate::server::{self, CurrentTls, Doorman, MeshSurface, PortTls, Surface};
@@ -29,16 +29,21 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    pub(super) fn bind(config: &HubConfig, metrics: &Metrics) -> Result<Self, BindError> {
+    pub(super) fn bind(
+        config: &HubConfig,
+        metrics: &Metrics,
+        inherited: &Inherited,
+    ) -> Result<Self, BindError> {
+        let port = |socket, what, at| server::Bound::new(Who::port(socket, what), at, inherited);
         let second = config.observability.metrics_port;
         let second = second.map(|port| SocketAddr::new(config.tunnel.bind.ip(), port));
         Ok(Self {
-            tunnel: server::Bound::new("tunnel", config.tunnel.bind)?,
+            tunnel: port(TUNNEL, "tunnel", config.tunnel.bind)?,
             metrics: second
-                .map(|at| server::Bound::new("observability.metrics_port", at))
+                .map(|at| port(METRICS, "observability.metrics_port", at))
                 .transpose()?,
-            admin: server::Bound::new("admin", config.admin.bind)?,
-            listeners: bind_all(&config.listeners, metrics)?,
+            admin: port(ADMIN, "admin", config.admin.bind)?,
+            listeners: bind_all(&config.listeners, metrics, inherited)?,
         })
     }
 
@@ -54,11 +59,14 @@ impl Ports {
 pub(super) fn bind_all(
     listeners: &[ListenerConfig],
     metrics: &Metrics,
+    inherited: &Inherited,
 ) -> Result<Vec<listener::Bound>, BindError> {
     let doors = listeners
         .iter()
         .map(|config| Arc::new(Door::new(config.clone(), metrics)));
-    doors.map(listener::Bound::new).collect()
+    doors
+        .map(|door| listener::Bound::new(door, inherited))
+        .collect()
 }
 
 impl Hub {
@@ -108,7 +116,8 @@ impl Hub {
     }
 
     pub(super) fn open(&self, bound: listener::Bound) -> Listener {
-        bound.start(&self.policy, &self.router, &self.settled, &self.tasks)
+        let opening = self.opening(&bound);
+        bound.start(&self.policy, &self.router, &opening, &self.tasks)
     }
 }
 

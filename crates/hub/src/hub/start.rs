@@ -18,6 +18,7 @@ use super::{Hub, HubError, LogLevelHook, token};
 use crate::admin::{Admin, Scope, Token};
 use crate::config::{AdminConfig, HubConfig};
 use crate::forward::{self, Forward};
+use crate::listener::Inherited;
 use crate::mesh::{self, Mesh, MeshEvents};
 use crate::metrics::Metrics;
 use crate::pdp::{self, Pdp};
@@ -42,12 +43,17 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn load(config: &HubConfig, metrics: &Metrics, tasks: &Tasks) -> Result<Self, HubError> {
-        let ports = Ports::bind(config, metrics)?;
+    fn load(
+        config: &HubConfig,
+        inherited: &Inherited,
+        metrics: &Metrics,
+        tasks: &Tasks,
+    ) -> Result<Self, HubError> {
+        let ports = Ports::bind(config, metrics, inherited)?;
         let mesh_port = MeshPort::default();
         Ok(Self {
             ports,
-            mesh_change: mesh_port.prepare(config)?,
+            mesh_change: mesh_port.prepare(config, inherited)?,
             mesh_port,
             tls: PortTls::load(config)?,
             mesh: mesh::Prepared::load(config)?,
@@ -61,13 +67,14 @@ impl Prepared {
 }
 
 impl Hub {
-    /// Binds everything, then serves: tunnels on `shards`, all else on the current runtime. Flows are
-    /// traced by `tracer`.
+    /// Binds everything that is not `inherited`, then serves: tunnels on `shards`, all else on the current
+    /// runtime. Flows are traced by `tracer`.
     ///
     /// # Errors
     /// Nothing is left bound or running.
     pub async fn start(
         config: HubConfig,
+        inherited: Inherited,
         shards: Shards,
         set_log_level: LogLevelHook,
         tracer: Tracer,
@@ -83,7 +90,7 @@ impl Hub {
             decisions,
             questions,
             keys,
-        } = Prepared::load(&config, &metrics, &tasks)?;
+        } = Prepared::load(&config, &inherited, &metrics, &tasks)?;
 
         let hub: Arc<str> = config.ha.replica_id.as_str().into();
         let health = Arc::new(Health::new(config.ha.mode));
@@ -162,6 +169,7 @@ impl Hub {
         let hub = Self {
             http: ports.http(),
             config: tokio::sync::Mutex::new(config),
+            inherited,
             listeners,
             settled: CancellationToken::new(),
             admin,
@@ -189,6 +197,7 @@ impl Hub {
             let config = hub.config.lock().await;
             hub.registry.configure(StoreConfig::of(&config.ha));
             hub.mesh.commit(mesh_config);
+            hub.inherited.report_idle(&config);
         }
         hub.watch_troubles();
         hub.serve(ports);

@@ -117,6 +117,7 @@ async fn a_start_with_a_taken_port_leaves_nothing_behind() {
     config.tunnel.bind = rig.http();
     let error = nowconnect_hub::hub::Hub::start(
         config,
+        nowconnect_hub::listener::Inherited::default(),
         nowconnect_link::shards::Shards::current(),
         Box::new(|_| ()),
         nowconnect_link::trace::Tracer::default(),

@@ -34,6 +34,7 @@ impl Rig {
         adjust(&mut config);
         let hub = Hub::start(
             config,
+            nowconnect_hub::listener::Inherited::default(),
             nowconnect_link::shards::Shards::current(),
             Box::new(|_| ()),
             nowconnect_link::trace::Tracer::default(),

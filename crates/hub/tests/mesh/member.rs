@@ -75,6 +75,7 @@ impl Member {
         adjust(&mut config);
         let hub = Hub::start(
             config.clone(),
+            nowconnect_hub::listener::Inherited::default(),
             Shards::current(),
             Box::new(|_| ()),
             Tracer::default(),

@@ -1,7 +1,7 @@
 //! PEM files, with errors that name file and block.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{File, metadata};
+use std::io::{self, Read};
 use std::path::Path;
 
 use rustls::RootCertStore;
@@ -69,7 +69,11 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
         source,
     };
     let mut pem = Vec::new();
-    let file = File::open(path).map_err(read_error)?;
+    // Whoever opens a pipe may wait for ever.
+    let file = match metadata(path).map_err(read_error)?.is_file() {
+        true => File::open(path).map_err(read_error)?,
+        false => return Err(read_error(io::Error::other("it is no file"))),
+    };
     file.take(MAX_FILE + 1)
         .read_to_end(&mut pem)
         .map_err(read_error)?;

@@ -26,6 +26,7 @@ pub struct HubPlan<'a> {
     config: Value,
     listeners: BTreeMap<String, u16>,
     env: Vec<(String, String)>,
+    launcher: Vec<String>,
     names_file_in_env: bool,
     problem: Option<anyhow::Error>,
 }
@@ -50,6 +51,7 @@ impl<'a> HubPlan<'a> {
             config: json!({ "listeners": [] }),
             listeners: BTreeMap::new(),
             env: Vec::new(),
+            launcher: Vec::new(),
             names_file_in_env: false,
             problem: None,
         };
@@ -97,6 +99,13 @@ impl<'a> HubPlan<'a> {
         self
     }
 
+    /// Lets another program start the process: these words stand before it.
+    #[must_use]
+    pub fn launched_by(mut self, launcher: Vec<String>) -> Self {
+        self.launcher = launcher;
+        self
+    }
+
     /// Names the file to the process by `NC_CONFIG` and not by `--config`.
     #[must_use]
     pub fn file_in_env(mut self) -> Self {
@@ -131,7 +140,8 @@ impl<'a> HubPlan<'a> {
         let dir = self.lab.dir().to_owned();
         let file = dir.join(format!("{}.yaml", self.name));
         write_config(&file, &self.config)?;
-        let mut command = self.lab.command(&["hub"]);
+        let launcher: Vec<&str> = self.launcher.iter().map(String::as_str).collect();
+        let mut command = self.lab.launched(&launcher, &["hub"]);
         match self.names_file_in_env {
             true => command.env("NC_CONFIG", &file),
             false => command.arg("--config").arg(&file),
