@@ -160,9 +160,19 @@ fn no_trust() -> Result<ClientConfig, TlsError> {
 
 fn not_connected(error: &(dyn Error + 'static)) -> WebError {
     match tls_error(error) {
-        Some(tls) => WebError::Tls(CertificateFault::of(tls), chain(error)),
-        None => WebError::Connect(chain(error)),
+        Some(tls) => WebError::Tls(CertificateFault::of(tls), cause(error)),
+        None => WebError::Connect(cause(error)),
     }
+}
+
+/// Why there is no connection, without that there is none, which the HTTP client says twice.
+fn cause(error: &dyn Error) -> String {
+    let text = chain(error);
+    let text = text
+        .strip_prefix("client error (Connect): ")
+        .unwrap_or(&text);
+    let text = text.strip_prefix("tcp connect error: ").unwrap_or(text);
+    text.to_owned()
 }
 
 /// What TLS says, under whatever it is wrapped in: the source of an I/O error is that of what it holds.

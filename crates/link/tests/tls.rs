@@ -283,7 +283,11 @@ fn bad_files_are_named_with_what_is_wrong() {
     let cases = [
         (cert(ca.path("missing.pem")), "missing.pem: No such file"),
         (cert(ca.path("")), "it is no file"),
-        (cert("/dev/zero".into()), "larger than 8 MiB"),
+        (cert("/dev/zero".into()), "it is no file"),
+        (
+            cert(ca.file("large", &vec![b'-'; (8 << 20) + 1])),
+            "larger than 8 MiB",
+        ),
         (
             cert(ca.file("empty", b"")),
             "empty: no certificates found: the file is empty",

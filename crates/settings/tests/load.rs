@@ -394,6 +394,23 @@ fn aliases_of_yaml_work() {
     assert_eq!(demo.items, [("n".to_owned(), 1), ("n".to_owned(), 1)]);
 }
 
+/// Whoever opens a pipe waits until somebody writes.
+#[cfg(unix)]
+#[test]
+fn nothing_but_a_file_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    for path in [&*pipe, dir.path(), Path::new("/dev/null")] {
+        let source = Source::new(Some(path.into()), Env::default());
+        let error = load(&source, &[], demo).map(|loaded| loaded.config);
+        let said = error.unwrap_err().to_string();
+        let expected = format!("{}: is no file", path.display());
+        assert!(said.starts_with(&expected), "{said}");
+    }
+}
+
 #[test]
 fn a_missing_file_says_where_it_was_looked_for() {
     let dir = tempfile::tempdir().unwrap();

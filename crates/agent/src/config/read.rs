@@ -37,8 +37,17 @@ pub const ALIASES: &[Alias] = &[
     Alias::new("NC_HEALTH_PORT", "health.port"),
 ];
 
-/// Variables with our prefix that are read elsewhere: the file's name, targets, the bench command.
-pub(crate) const OTHER_VARS: &[&str] = &["NC_CONFIG", TARGET, "NC_HOST", "NC_PORT"];
+/// Variables with our prefix that are read elsewhere: the file's name, targets, other commands.
+pub(crate) const OTHER_VARS: &[&str] = &[
+    "NC_CONFIG",
+    TARGET,
+    "NC_HEALTH_URL",
+    "NC_ADMIN_URL",
+    "NC_ADMIN_TOKEN_FILE",
+    "NC_HOST",
+    "NC_PORT",
+    "NC_SSL",
+];
 const TARGET: &str = "NC_TARGET_";
 
 const MIB: usize = 1024 * 1024;

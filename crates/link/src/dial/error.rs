@@ -158,8 +158,10 @@ struct Failures<'a>(&'a [(SocketAddr, io::Error)], &'a str);
 
 impl fmt::Display for Failures<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // "the proxy 192.0.2.1:3128" says it too.
+        let said = self.1.rsplit(' ').next().unwrap_or_default();
         if let [(addr, error)] = self.0
-            && addr.to_string() == self.1
+            && addr.to_string() == said
         {
             return write!(f, "{error}");
         }
@@ -243,6 +245,28 @@ fn tls_hint(error: &io::Error) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_address_is_told_twice() {
+        let told = |to: &str, count| {
+            let failure = || {
+                let refused = io::Error::from_raw_os_error(111);
+                ("192.0.2.1:80".parse().unwrap(), refused)
+            };
+            let failures = (0..count).map(|_| failure()).collect();
+            let to = to.to_owned();
+            DialError::Connect { to, failures }.to_string()
+        };
+        for to in ["192.0.2.1:80", "the proxy 192.0.2.1:80"] {
+            let text = told(to, 1);
+            assert!(
+                text.starts_with(&format!("cannot connect to {to}: Connection refused")),
+                "{text}"
+            );
+        }
+        assert!(told("example.com:80", 1).contains("example.com:80: 192.0.2.1:80: Conn"));
+        assert_eq!(told("192.0.2.1:80", 2).matches("192.0.2.1:80").count(), 3);
+    }
 
     #[test]
     fn the_most_telling_failure_counts() {
