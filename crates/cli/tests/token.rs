@@ -154,3 +154,28 @@ fn version_completions_and_manual_pages_are_there() {
     assert!(nowconnect(dir, "man --dir .").status.success());
     assert!(dir.join("nowconnect-token-mint.1").exists());
 }
+
+/// In the shells that this machine has; bash is on every one.
+#[test]
+fn shells_complete_subcommands() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for (shell, asked) in [
+        (
+            "bash",
+            "COMP_WORDS=(nowconnect agents m); COMP_CWORD=2; . ./bash; _nowconnect nowconnect m agents; echo ${COMPREPLY[@]}",
+        ),
+        ("fish", ". ./fish; complete -C 'nowconnect agents m'"),
+    ] {
+        let script = stdout(&nowconnect(dir, &format!("completions {shell}")));
+        std::fs::write(dir.join(shell), script).unwrap();
+        let mut command = Command::new(shell);
+        let command = command.args(["-c", asked]).current_dir(dir);
+        let Ok(output) = command.env("HOME", dir).output() else {
+            assert_ne!(shell, "bash");
+            continue;
+        };
+        let completed = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(completed.split_whitespace().next(), Some("move"), "{shell}");
+    }
+}
