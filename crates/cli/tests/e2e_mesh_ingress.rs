@@ -104,5 +104,6 @@ async fn a_public_certificate_leads_to_the_mesh_and_proves_nobody_a_member() -> 
     anyhow::ensure!(up.text("sealed") == "true", "{:?}", up.json());
     let up = member_b.log().wait_event("mesh_link_up").await?;
     anyhow::ensure!(up.text("proven") == "127.0.0.9", "{:?}", up.json());
+    anyhow::ensure!(up.text("sealed") == "true", "{:?}", up.json());
     Ok(())
 }

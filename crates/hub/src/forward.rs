@@ -429,7 +429,12 @@ impl Forward {
     /// better than none: its agent may have no other yet.
     fn sessions(&self, open: &Open) -> Result<Vec<Arc<Session>>, Reason> {
         let mut sessions = self.tunnels.directory().of_agent(&open.agent);
-        sessions.retain(|session| session.epoch() == open.epoch);
+        // A hub that is off tells nobody of epochs, so the origin may know an old one. What the agent does
+        // not know it refuses itself.
+        let off = self.mode.load(Ordering::Relaxed) == HaMode::Off as u8;
+        if !off || open.mode != OpenMode::Resume {
+            sessions.retain(|session| session.epoch() == open.epoch);
+        }
         if sessions.is_empty() {
             self.metrics.mesh.epoch_mismatch.inc();
             return Err(Reason::StaleEpoch);

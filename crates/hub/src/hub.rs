@@ -92,7 +92,7 @@ pub struct Hub {
     pdp: Arc<Pdp>,
     registry: Arc<Registry>,
     mesh: Arc<Mesh>,
-    mesh_port: MeshPort,
+    mesh_port: Arc<MeshPort>,
     crossings: Arc<Crossings>,
     tunnels: Arc<Tunnels>,
     probes: Arc<Probes>,

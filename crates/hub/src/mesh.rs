@@ -12,6 +12,8 @@ mod labels;
 mod leaving;
 mod links;
 mod meter;
+mod needs;
+mod orders;
 mod outbound;
 mod peer;
 mod proof;
@@ -24,7 +26,7 @@ pub(crate) mod visit;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::Uri;
@@ -48,6 +50,7 @@ use crate::metrics::Metrics;
 use crate::policy::KeyedGate;
 
 pub use failure::Conflict;
+pub use needs::Need;
 pub use outbound::State;
 pub use peer::Peer;
 pub use proof::{Proof, Shown};
@@ -58,6 +61,8 @@ pub use status::{LinkStatus, PeerStatus};
 use credentials::Credentials;
 use links::Links;
 use meter::LinkMeter;
+use needs::Needs;
+use orders::Losses;
 use outbound::Outbound;
 use questions::Asked;
 use terms::Terms;
@@ -107,6 +112,8 @@ pub struct Mesh {
     credentials: ArcSwap<Credentials>,
     outbound: Mutex<Vec<Arc<Outbound>>>,
     links: Links,
+    needs: Needs,
+    losses: Mutex<Losses>,
     asked: Asked,
     events: RwLock<Option<Weak<dyn MeshEvents>>>,
     engine: Arc<Engine>,
@@ -124,7 +131,8 @@ pub struct Mesh {
 #[derive(Debug)]
 pub struct Prepared {
     terms: Terms,
-    credentials: Credentials,
+    /// Broken files do not keep a hub from going off.
+    credentials: Result<Credentials, TlsError>,
 }
 
 impl Prepared {
@@ -134,10 +142,9 @@ impl Prepared {
     /// See [`MeshError`].
     pub fn load(config: &HubConfig) -> Result<Self, MeshError> {
         let terms = Terms::of(config)?;
-        let credentials = if terms.on {
-            Credentials::load(&config.ha.mesh)?
-        } else {
-            Credentials::none()
+        let credentials = match Credentials::load(&config.ha.mesh) {
+            Err(error) if terms.on => return Err(error.into()),
+            loaded => loaded,
         };
         Ok(Self { terms, credentials })
     }
@@ -162,6 +169,8 @@ impl Mesh {
             credentials: ArcSwap::from_pointee(Credentials::none()),
             outbound: Mutex::default(),
             links: Links::default(),
+            needs: Needs::default(),
+            losses: Mutex::default(),
             asked: Asked::default(),
             events: RwLock::new(None),
             engine,
@@ -181,11 +190,14 @@ impl Mesh {
     }
 
     /// Puts another configuration in force. Links to peers that stay are kept; those that are not
-    /// wanted any more open no new flows and close when the last one has ended. A hub whose
+    /// wanted any more open no new flows and close when the last one has ended. Where high availability
+    /// goes off, links to peers are kept, and made anew, for as long as flows cross them. A hub whose
     /// certificate fits none of the peers any more, or that the CAs do not vouch for any more, is cut
     /// off at once.
     pub fn commit(self: &Arc<Self>, prepared: Prepared) {
         let Prepared { terms, credentials } = prepared;
+        // First: nobody takes certificates for forgotten meanwhile.
+        let mut outbound = self.outbound.lock();
         if terms.on && !terms.require_mtls {
             tracing::warn!(
                 event = "mesh_unprotected",
@@ -195,36 +207,89 @@ impl Mesh {
             );
         }
         let (on, require_mtls) = (terms.on, terms.require_mtls);
-        let wanted = if on { terms.peers.clone() } else { Vec::new() };
-        let before = self.credentials.swap(Arc::new(credentials));
-        if before.differ_from(&self.credentials.load()) {
-            self.note_certificates_changed();
-        }
+        let wanted = terms.peers.clone();
+        self.take_credentials(credentials);
         self.terms.store(Arc::new(terms));
         let why = if on {
             Reason::Removed
         } else {
             Reason::NotActive
         };
-        let mut outbound = self.outbound.lock();
         outbound.retain(|running| {
             let stays = running.require_mtls == require_mtls
                 && wanted.iter().any(|peer| peer.url == running.url);
-            if !stays {
-                running.leave(why);
+            match (stays, on) {
+                (true, true) => running.run(),
+                (true, false) => running.finish(self),
+                (false, _) => running.leave(why),
             }
             stays
         });
         if self.leaving.lock().is_some() {
             return;
         }
-        for peer in &wanted {
+        for peer in wanted.iter().filter(|_| on) {
             if !outbound.iter().any(|running| running.url == peer.url) {
                 outbound.push(Outbound::start(self, peer, require_mtls));
             }
         }
         drop(outbound);
         self.review_all();
+    }
+
+    fn take_credentials(&self, credentials: Result<Credentials, TlsError>) {
+        match credentials {
+            Ok(credentials) => {
+                let before = self.credentials.swap(Arc::new(credentials));
+                if before.differ_from(&self.credentials.load()) {
+                    self.note_certificates_changed();
+                }
+            }
+            Err(error) => self.credentials.load().keep_for(&error),
+        }
+    }
+
+    /// Whether peers may dial: high availability is on, or flows that cross may need their path anew.
+    pub fn is_open(&self) -> bool {
+        let terms = self.terms.load();
+        terms.on
+            || self.links.has_inbound()
+            || self.losses.lock().are_recent(Instant::now(), terms.grace)
+    }
+
+    /// Forgets certificates when high availability is off and no flow crosses any more. To be called
+    /// from time to time.
+    pub fn rest(&self) {
+        let outbound = self.outbound.lock();
+        if outbound.is_empty() && !self.is_open() && !self.credentials.load().are_none() {
+            self.credentials.store(Arc::new(Credentials::none()));
+        }
+    }
+
+    /// The keeper of a link has nothing to keep any more, unless it is wanted again.
+    fn dismiss(&self, keeper: &Arc<Outbound>) -> bool {
+        let mut outbound = self.outbound.lock();
+        let over = keeper.is_over(self);
+        if over {
+            outbound.retain(|one| !Arc::ptr_eq(one, keeper));
+        }
+        over
+    }
+
+    /// Counts a flow of this hub that goes over `hub`, for as long as the value lives.
+    pub fn need(&self, hub: &Arc<str>) -> Need {
+        self.needs.note(hub)
+    }
+
+    /// The link to `hub` for flows that have crossed it before, where the registry does not tell the way
+    /// any more: high availability is off here or there.
+    pub fn leftover(&self, hub: &str) -> Option<Arc<Link>> {
+        self.links.leftover(hub, self.terms.load().on)
+    }
+
+    /// Whether there may be any such link.
+    pub fn has_leftovers(&self) -> bool {
+        self.links.has_leftover(self.terms.load().on)
     }
 
     /// The link that takes flows for agents of `hub`, a replica id.

@@ -299,9 +299,11 @@ impl Router {
         let cid = entry.flow.cid();
         self.await_path(holder, entry.clone());
         // Looked up only now: a path that comes later finds the flow waiting.
-        if let Some(path) = self
+        let path = self
             .paths
             .towards(holder, entry.client.may_cross(), shunned)
+            .or_else(|| entry.client.way_back(shunned));
+        if let Some(path) = path
             && self.orphans.take(holder, cid)
         {
             entry.client.go_on(&entry.flow, &path);
@@ -354,6 +356,15 @@ impl Router {
         if self.paths.is_replaced(holder) {
             for entry in self.orphans.take_all(holder) {
                 entry.flow.reconsider();
+            }
+            return;
+        }
+        if self.paths.has_ways_back() {
+            for entry in self.orphans.take_all(holder) {
+                match entry.client.way_back(None) {
+                    Some(path) => entry.client.go_on(&entry.flow, &path),
+                    None => self.await_path(holder, entry),
+                }
             }
         }
     }

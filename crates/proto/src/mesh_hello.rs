@@ -13,6 +13,10 @@ use crate::hello::{
 /// The ability to answer QUERY, among [`MeshHello::features`].
 pub const QUERY: &str = "query";
 
+/// The wish, among [`MeshHello::features`] of a hub that dials, to go on with flows that cross
+/// already: a hub whose high availability is off takes no other link.
+pub const RESUME: &str = "resume";
+
 /// Longest URL that is told, in bytes.
 const MAX_VIA: usize = 512;
 
@@ -43,7 +47,17 @@ impl MeshHello {
     /// Whether the hub answers QUERY.
     #[must_use]
     pub fn answers(&self) -> bool {
-        self.features.iter().any(|feature| feature == QUERY)
+        self.has(QUERY)
+    }
+
+    /// Whether flows wait for this link that have crossed an earlier one.
+    #[must_use]
+    pub fn resumes(&self) -> bool {
+        self.has(RESUME)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.features.iter().any(|feature| feature == name)
     }
 }
 

@@ -45,7 +45,7 @@ fn registry(scope: &Scope) -> Value {
 }
 
 fn both(peer: &PeerStatus) -> [Value; 2] {
-    let show = |direction: &str, link: &LinkStatus, error: Option<&String>| {
+    let show = |direction: &str, link: &LinkStatus, kept: Option<usize>, error: Option<&String>| {
         json!({
             "peer": &*peer.peer,
             "url": peer.url,
@@ -57,6 +57,7 @@ fn both(peer: &PeerStatus) -> [Value; 2] {
             }),
             "rtt_ms": ms(link.rtt),
             "flows": link.flows,
+            "kept_for_flows": kept,
             "queue_frames": peer.queue_frames,
             "inflight_bytes": peer.inflight_bytes,
             "reconnects": peer.reconnects,
@@ -64,8 +65,13 @@ fn both(peer: &PeerStatus) -> [Value; 2] {
         })
     };
     [
-        show("outbound", &peer.outbound, peer.last_error.as_ref()),
-        show("inbound", &peer.inbound, None),
+        show(
+            "outbound",
+            &peer.outbound,
+            peer.kept_for,
+            peer.last_error.as_ref(),
+        ),
+        show("inbound", &peer.inbound, None, None),
     ]
 }
 

@@ -31,6 +31,8 @@ pub const KINDS: [&str; 29] = [
     "mesh_link_up",
     "mesh_link_down",
     "mesh_link_failed",
+    "mesh_link_kept",
+    "mesh_link_released",
     "mesh_refused",
     "mesh_peer_conflict",
     "replica_id_conflict",

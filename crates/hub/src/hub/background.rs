@@ -76,12 +76,15 @@ impl Hub {
 
     pub(super) fn tend(&self) {
         let (router, tunnels) = (self.router.clone(), self.tunnels.clone());
+        let (mesh, mesh_port) = (self.mesh.clone(), self.mesh_port.clone());
         let sweep = async move {
             let mut ticks = interval(SWEEP);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 ticks.tick().await;
                 router.sweep(tunnels.resume_grace());
+                mesh_port.tend(&mesh);
+                mesh.rest();
             }
         };
         self.tasks

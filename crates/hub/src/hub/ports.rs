@@ -13,6 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::{HaMode, HubConfig};
 use crate::listener::{BindError, Inherited, MESH, Who};
+use crate::mesh::Mesh;
 use crate::server::{Bound, Doorman, MeshSurface, PortTls};
 
 impl PortTls {
@@ -90,7 +91,8 @@ impl PreparedTls {
     }
 }
 
-/// `ha.mesh.listen`: open while high availability is on.
+/// `ha.mesh.listen`: open while high availability is on, and while peers may dial for flows that cross
+/// already.
 #[derive(Default)]
 pub(super) struct MeshPort(Mutex<Option<Open>>);
 
@@ -99,6 +101,8 @@ struct Open {
     wanted: SocketAddr,
     /// With the port that the system chose.
     address: SocketAddr,
+    /// It is not wanted, and stays for as long as peers may dial.
+    lingers: bool,
     _stop: DropGuard,
 }
 
@@ -119,9 +123,13 @@ impl MeshPort {
         let who = Who::port(MESH, "ha.mesh.listen");
         let is_on = config.ha.mode != HaMode::Off;
         let wanted = config.ha.mesh.listen.filter(|_| is_on);
-        let open = self.0.lock().as_ref().map(|open| open.wanted);
+        let mut open = self.0.lock();
+        if let Some(open) = open.as_mut().filter(|open| wanted == Some(open.wanted)) {
+            open.lingers = false;
+            return Ok(MeshPortChange::Stay);
+        }
         Ok(match wanted {
-            wanted if wanted == open => MeshPortChange::Stay,
+            None if open.is_none() => MeshPortChange::Stay,
             Some(wanted) => MeshPortChange::Open(wanted, Bound::new(who, wanted, inherited)?),
             None => MeshPortChange::Close,
         })
@@ -138,12 +146,17 @@ impl MeshPort {
         let mut open = self.0.lock();
         match change {
             MeshPortChange::Stay => {}
-            MeshPortChange::Close => *open = None,
+            MeshPortChange::Close => {
+                if let Some(open) = &mut *open {
+                    open.lingers = true;
+                }
+            }
             MeshPortChange::Open(wanted, bound) => {
                 let stop = CancellationToken::new();
                 *open = Some(Open {
                     wanted,
                     address: bound.address(),
+                    lingers: false,
                     _stop: stop.clone().drop_guard(),
                 });
                 let mesh = surface.mesh.clone();
@@ -151,6 +164,15 @@ impl MeshPort {
                 let doorman = Doorman::new(Arc::new(surface), tls, shards.clone(), tasks);
                 doorman.open_until(bound, stop);
             }
+        }
+    }
+
+    /// Closes a port that is not wanted, unless peers may dial.
+    pub(super) fn tend(&self, mesh: &Mesh) {
+        let mut open = self.0.lock();
+        let lingers = open.as_ref().is_some_and(|open| open.lingers);
+        if lingers && !mesh.is_open() {
+            *open = None;
         }
     }
 

@@ -113,6 +113,7 @@ impl Hub {
         };
         self.mesh_port
             .commit(change, surface, &self.shards, &self.tasks);
+        self.mesh_port.tend(&self.mesh);
     }
 
     pub(super) fn open(&self, bound: listener::Bound) -> Listener {

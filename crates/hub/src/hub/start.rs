@@ -180,7 +180,7 @@ impl Hub {
             pdp,
             registry,
             mesh,
-            mesh_port,
+            mesh_port: Arc::new(mesh_port),
             crossings,
             tunnels,
             probes,

@@ -109,6 +109,24 @@ impl Credentials {
         }
     }
 
+    /// They stay because others, named by a new configuration, do not load.
+    pub(super) fn keep_for(&self, error: &TlsError) {
+        if !self.are_none() {
+            let error = error.to_string();
+            tracing::warn!(
+                event = "certificate_kept",
+                r#use = "mesh",
+                error,
+                audit = true
+            );
+        }
+    }
+
+    /// Whether there are none.
+    pub(super) fn are_none(&self) -> bool {
+        self.outer.is_none() && self.mutual.is_none()
+    }
+
     /// Whether both have certificates, and not the same.
     pub(super) fn differ_from(&self, other: &Self) -> bool {
         let both = self.mutual.as_ref().zip(other.mutual.as_ref());

@@ -49,15 +49,21 @@ pub(super) struct Reached {
     pub(super) certificate: Option<Shown>,
 }
 
-/// Dials `url` and introduces this hub.
+/// Dials `url` and introduces this hub; `resumes`: flows wait for the link.
 pub(super) async fn reach(
     url: &WsUrl,
     terms: &Terms,
     credentials: &Credentials,
+    resumes: bool,
 ) -> Result<Reached, Failure> {
     let dialer = dialer(url, terms, credentials)?;
     let stream = dialer.dial(url).await?;
-    let introduced = introduce(stream, url, terms, credentials.mutual.as_ref());
+    let introduced = async {
+        let mutual = credentials.mutual.as_ref();
+        let (way, certificate) = prove(stream, url, terms, mutual).await?;
+        let hello = terms.greeting(url, resumes);
+        introduce(way, certificate, &hello).await
+    };
     timeout(HANDSHAKE, introduced)
         .await
         .map_err(|_| Failure::Timeout(HANDSHAKE))?
@@ -85,15 +91,13 @@ pub(super) fn dialer(
 }
 
 async fn introduce(
-    stream: Stream,
-    url: &WsUrl,
-    terms: &Terms,
-    mutual: Option<&Mutual>,
+    mut way: Way,
+    certificate: Option<Shown>,
+    hello: &MeshHello,
 ) -> Result<Reached, Failure> {
-    let (mut way, certificate) = prove(stream, url, terms, mutual).await?;
     let hello = match &mut way {
-        Way::Open(carrier) => greet(carrier, url, terms).await?,
-        Way::Sealed(carrier) => greet(carrier, url, terms).await?,
+        Way::Open(carrier) => greet(carrier, hello).await?,
+        Way::Sealed(carrier) => greet(carrier, hello).await?,
     };
     Ok(Reached {
         way,
@@ -178,16 +182,11 @@ where
 }
 
 /// Says HELLO and waits for the answer.
-async fn greet<S>(
-    carrier: &mut Carrier<S>,
-    url: &WsUrl,
-    terms: &Terms,
-) -> Result<MeshHello, Failure>
+async fn greet<S>(carrier: &mut Carrier<S>, hello: &MeshHello) -> Result<MeshHello, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let hello = terms.hello(Some(url)).encode()?;
-    let body = carrier.greet(hello.into()).await?;
+    let body = carrier.greet(hello.encode()?.into()).await?;
     Ok(MeshHello::decode(&body)?)
 }
 

@@ -116,7 +116,11 @@ impl Failure {
 
 /// How long to stay away from a peer that ended a link for `reason`.
 pub(super) fn rest_after(reason: Reason) -> Option<Duration> {
-    matches!(reason, Reason::Superseded | Reason::IdentityConflict).then_some(REST)
+    let rests = matches!(
+        reason,
+        Reason::Superseded | Reason::IdentityConflict | Reason::NotActive
+    );
+    rests.then_some(REST)
 }
 
 fn refusal(reason: Reason) -> String {

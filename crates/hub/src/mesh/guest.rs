@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::failure::Conflict;
+use super::inbound::{HA_OFF, OFF};
 use super::leaving::{is_orderly, log_down};
 use super::links::{Claim, Inward};
 use super::meter::LinkMeter;
@@ -50,6 +51,8 @@ enum Turned {
     NotHello(&'static str),
     #[error("HELLO: {0}")]
     Hello(#[from] HelloError),
+    #[error("{OFF}; only hubs whose flows wait to go on are let in")]
+    Off,
     #[error(transparent)]
     Conflict(#[from] Conflict),
 }
@@ -61,6 +64,7 @@ impl Turned {
             Self::Late => Reason::HandshakeTimeout,
             Self::Unproven(_) | Self::NoCertificates => Reason::AuthFailed,
             Self::Conflict(_) => Reason::IdentityConflict,
+            Self::Off => Reason::NotActive,
             Self::Pending(_) | Self::Tls(_) | Self::Carrier(CarrierError::Io(_)) => {
                 Reason::ConnectionLost
             }
@@ -75,6 +79,7 @@ impl Turned {
             Self::Unproven(unproven) => unproven.fault.code(),
             Self::Tls(error) => CertificateFault::of_io(error).map_or("tls", |fault| fault.code()),
             Self::Conflict(_) => "mesh_peer_conflict",
+            Self::Off => HA_OFF,
             other => other.reason().name(),
         }
     }
@@ -99,7 +104,9 @@ impl Guest {
         if upgraded.protocol == Some(PLAIN) {
             let Upgraded { io, leftover, .. } = upgraded;
             let carrier = self.carrier(io, leftover);
-            return self.attend(carrier, Ok(proven), deadline, places).await;
+            return self
+                .attend(carrier, false, Ok(proven), deadline, places)
+                .await;
         }
         let sealed = match timeout_at(deadline, self.unseal(upgraded)).await {
             Ok(Ok(sealed)) => sealed,
@@ -108,7 +115,7 @@ impl Guest {
         };
         let proven = self.prove_sealed(&sealed);
         let carrier = self.carrier(sealed, BytesMut::new());
-        self.attend(carrier, proven, deadline, places).await;
+        self.attend(carrier, true, proven, deadline, places).await;
     }
 
     /// TLS inside the WebSocket, in which the other hub must show a certificate of the mesh CA.
@@ -154,6 +161,7 @@ impl Guest {
     async fn attend<S, P>(
         self,
         mut carrier: Carrier<S>,
+        sealed: bool,
         proven: Result<Proof, Turned>,
         deadline: Instant,
         places: P,
@@ -172,7 +180,7 @@ impl Guest {
         };
         drop(places);
         match greeted {
-            Ok((hello, peer, claim)) => self.link(carrier, &hello, peer, claim).await,
+            Ok((hello, peer, claim)) => self.link(carrier, &hello, peer, claim, sealed).await,
             Err(turned) => {
                 self.note_turned(&turned);
                 // It hears why if it listens; if not, the connection is closed all the same.
@@ -194,6 +202,9 @@ impl Guest {
             return Err(Turned::NotHello(first.name()));
         };
         let hello = MeshHello::decode(&body)?;
+        if !self.terms.on && !hello.resumes() {
+            return Err(Turned::Off);
+        }
         let hub: Arc<str> = hello.hub.as_str().into();
         if hub == self.terms.hub {
             return Err(Conflict::Own(hub).into());
@@ -205,7 +216,7 @@ impl Guest {
             proven: proof.names.clone(),
         };
         self.mesh.links.judge_inbound(&claim)?;
-        let answer = self.terms.hello(None).encode()?;
+        let answer = self.terms.answer().encode()?;
         self.mesh.count_handshake("in", "out");
         // Written by the driver, before anything else.
         carrier.queue(Frame::HelloAck(answer.into()));
@@ -222,8 +233,14 @@ impl Guest {
         Ok((hello, peer, claim))
     }
 
-    async fn link<S>(self, carrier: Carrier<S>, hello: &MeshHello, peer: Peer, claim: Claim)
-    where
+    async fn link<S>(
+        self,
+        carrier: Carrier<S>,
+        hello: &MeshHello,
+        peer: Peer,
+        claim: Claim,
+        sealed: bool,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (mesh, peer) = (&self.mesh, Arc::new(peer));
@@ -260,6 +277,7 @@ impl Guest {
             remote = %self.remote,
             proven = %peer.proof.names.join(","),
             version = hello.version,
+            sealed,
             audit = true,
         );
         // What was asked of all links since this one was let in.
@@ -272,6 +290,7 @@ impl Guest {
         mesh.links.leave_inbound(&peer.hub, &link);
         if !is_orderly(closed.reason) {
             peer.metrics.errors.inc();
+            mesh.losses.lock().note(std::time::Instant::now());
         }
         log_down("inbound", &peer.label, &peer.hub, &closed, begun.elapsed());
     }

@@ -17,6 +17,9 @@ use super::terms::Terms;
 use super::{Mesh, PLAIN, SEALED};
 use crate::forwarded::sender;
 
+/// What refused hubs are told, and the log calls it, while high availability is off.
+pub(super) const HA_OFF: &str = "ha_off";
+pub(super) const OFF: &str = "high availability is off on this hub (ha.mode)";
 /// Links in their handshake at a time, from one address.
 const STRANGERS_PER_ADDRESS: usize = 32;
 
@@ -51,9 +54,8 @@ impl Mesh {
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason, detail)
                 .retry_after(Duration::from_secs(seconds))
         };
-        if !terms.on {
-            let detail = "high availability is off on this hub (ha.mode)";
-            return Err(later("ha_off", detail, 5));
+        if !self.is_open() {
+            return Err(later(HA_OFF, OFF, 5));
         }
         if self.leaving.lock().is_some() {
             return Err(later("draining", "this hub is about to stop", 1));

@@ -8,13 +8,17 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// Between looks at whether the last flow of a link that is left has ended.
-const LAST_FLOW_POLL: Duration = Duration::from_millis(250);
+pub(super) const LAST_FLOW_POLL: Duration = Duration::from_millis(250);
 /// The flows of a link that is left may take as long as they need.
 pub(super) const NO_DEADLINE: Duration = Duration::from_millis(u32::MAX as u64);
 
-/// Closes a link that takes no new flows when the last one has ended, or when the hub stops.
-pub(super) async fn see_off(link: &Link, stop: &CancellationToken) {
-    while link.active_flows() > 0 && !link.is_closed() {
+/// Closes a link that takes no new flows when it has none and is not needed, or when the hub stops.
+pub(super) async fn see_off(
+    link: &Link,
+    stop: &CancellationToken,
+    mut needed: impl FnMut() -> bool,
+) {
+    while (link.active_flows() > 0 || needed()) && !link.is_closed() {
         tokio::select! {
             () = stop.cancelled() => break,
             () = sleep(LAST_FLOW_POLL) => {}
@@ -52,6 +56,19 @@ pub(super) fn log_down(
     } else {
         log!(tracing::warn);
     }
+}
+
+/// High availability is off, and the link stays for the flows that cross it.
+pub(super) fn log_kept(direction: &str, peer: &str, hub: &str, flows: usize) {
+    tracing::info!(
+        event = "mesh_link_kept",
+        direction,
+        peer,
+        hub,
+        flows,
+        detail = "high availability is off; flows that cross already go on over it until they end",
+        audit = true,
+    );
 }
 
 /// Whether links end for `reason` in the course of events, and not by a fault.

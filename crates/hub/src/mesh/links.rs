@@ -30,6 +30,8 @@ struct Outward {
     label: Arc<str>,
     host: Arc<str>,
     answers: bool,
+    /// The peer's high availability is off.
+    idle: bool,
 }
 
 /// A hub that was dialed, before it is known whether it is who it says.
@@ -72,6 +74,45 @@ impl Links {
         link.takes_flows().then(|| link.clone())
     }
 
+    /// Whether there is a link to `hub` that carries flows, new ones or not.
+    pub(super) fn carries(&self, hub: &str) -> bool {
+        let standing = self.0.lock();
+        let mut outward = standing.outbound.get(hub).into_iter();
+        outward.any(|one| !one.link.is_closed())
+    }
+
+    /// Whether `link` is the one that flows to `hub` resume on.
+    pub(super) fn is_current(&self, hub: &str, link: &Arc<Link>) -> bool {
+        let standing = self.0.lock();
+        let mut outward = standing.outbound.get(hub).into_iter();
+        outward.any(|one| Arc::ptr_eq(&one.link, link))
+    }
+
+    /// The peer has told that its high availability is off.
+    pub(super) fn note_idle(&self, hub: &str, link: &Arc<Link>) {
+        let mut standing = self.0.lock();
+        let outward = standing.outbound.get_mut(hub);
+        if let Some(one) = outward.filter(|one| Arc::ptr_eq(&one.link, link)) {
+            one.idle = true;
+        }
+    }
+
+    /// The link that we dialed to `hub`, if it is there for flows that cross already: all links are
+    /// where high availability is off here, else those to a hub where it is.
+    pub(super) fn leftover(&self, hub: &str, is_on: bool) -> Option<Arc<Link>> {
+        let standing = self.0.lock();
+        let outward = standing.outbound.get(hub)?;
+        let link = &outward.link;
+        (!link.is_closed() && (!is_on || outward.idle)).then(|| link.clone())
+    }
+
+    /// Whether there is any such link.
+    pub(super) fn has_leftover(&self, is_on: bool) -> bool {
+        let standing = self.0.lock();
+        let mut outward = standing.outbound.values();
+        outward.any(|one| !is_on || one.idle)
+    }
+
     /// A link over which `hub` can be asked, whoever dialed it, and whether it answers.
     pub(super) fn to_ask(&self, hub: &str) -> Option<(Arc<Link>, bool)> {
         let standing = self.0.lock();
@@ -82,6 +123,11 @@ impl Links {
         let mut links = outward.into_iter().chain(inward);
         let (link, answers) = links.find(|(link, _)| !link.is_closed())?;
         Some((link.clone(), answers))
+    }
+
+    /// Whether any peer has dialed one.
+    pub(super) fn has_inbound(&self) -> bool {
+        !self.0.lock().inbound.is_empty()
     }
 
     /// Those that peers dialed.
@@ -130,6 +176,7 @@ impl Links {
             label: label.clone(),
             host,
             answers,
+            idle: false,
         };
         standing.outbound.insert(hub.clone(), outward);
         Ok(())

@@ -1,4 +1,4 @@
-//! The link that this hub keeps to one peer, for as long as it is configured.
+//! The link that this hub keeps to one peer, for as long as it is configured or flows cross it.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -12,14 +12,15 @@ use nowconnect_proto::mesh_hello::MeshHello;
 use nowconnect_proto::{FlowId, Frame, Reason};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::dial::{self, Reached, Way};
 use super::failure::{Conflict, Failure, rest_after};
-use super::leaving::{NO_DEADLINE, is_orderly, log_down, see_off};
+use super::leaving::{LAST_FLOW_POLL, NO_DEADLINE, is_orderly, log_down, log_kept, see_off};
 use super::links::Dialed;
 use super::meter::LinkMeter;
+use super::orders::{Crossing, Next, Order};
 use super::peer::note_untrusted;
 use super::proof::Shown;
 use super::questions::{self, Asker};
@@ -29,6 +30,8 @@ use crate::metrics::PeerMetrics;
 
 /// Bound of the first delay after a link that had lived.
 const BACKOFF_BASE: Duration = Duration::from_millis(250);
+/// Bound of the delays while flows wait for the link: they do so for their grace.
+const URGENT: Duration = Duration::from_secs(1);
 /// GOAWAYs that may wait to be looked at; there is no use in more than one.
 const GOAWAYS: usize = 4;
 
@@ -40,18 +43,9 @@ pub(super) struct Outbound {
     /// Certificates were demanded when it was started.
     pub(super) require_mtls: bool,
     order: watch::Sender<Order>,
+    /// Flows have come to wait for the link.
+    hurry: Notify,
     status: Mutex<Status>,
-}
-
-/// What is wanted of the link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    /// Keep it up.
-    Run,
-    /// Open no new flows, and close it when those there are have ended.
-    Leave(Reason),
-    /// Close it now.
-    Close(Reason),
 }
 
 /// The states of a link, as metrics call them.
@@ -74,6 +68,8 @@ pub(super) struct Status {
     pub(super) hub: Option<Arc<str>>,
     pub(super) link: Option<Arc<Link>>,
     pub(super) error: Option<String>,
+    /// Since when it is kept for the flows that cross it alone.
+    kept: Option<Instant>,
     /// The certificate that the peer of the link has shown.
     certificate: Option<Shown>,
 }
@@ -128,12 +124,14 @@ impl Outbound {
             metrics: Arc::new(mesh.metrics.peer(&peer.label)),
             require_mtls,
             order: watch::Sender::new(Order::Run),
+            hurry: Notify::new(),
             status: Mutex::new(Status {
                 state: State::Connecting,
                 since: SystemTime::now(),
                 hub: None,
                 link: None,
                 error: None,
+                kept: None,
                 certificate: None,
             }),
         });
@@ -145,12 +143,45 @@ impl Outbound {
         outbound
     }
 
+    /// Keeps the link up.
+    pub(super) fn run(&self) {
+        self.status.lock().kept = None;
+        self.turn_to(Order::Run);
+    }
+
+    /// Keeps the link up for the flows that cross it, until the last has ended.
+    pub(super) fn finish(&self, mesh: &Mesh) {
+        let mut status = self.status.lock();
+        if let Some(hub) = status.hub.clone().filter(|_| status.kept.is_none()) {
+            let flows = mesh.needs.of(&hub);
+            if flows > 0 {
+                status.kept = Some(Instant::now());
+                log_kept("outbound", &self.label, &hub, flows);
+            }
+        }
+        drop(status);
+        self.turn_to(Order::Finish);
+    }
+
+    /// For how many flows the link is kept, where it is for nothing else.
+    pub(super) fn kept_for(&self, mesh: &Mesh) -> Option<usize> {
+        if *self.order.borrow() != Order::Finish {
+            return None;
+        }
+        let hub = self.status.lock().hub.clone()?;
+        Some(mesh.needs.of(&hub))
+    }
+
     /// Opens no new flows; closes the link when those there are have ended.
     pub(super) fn leave(&self, reason: Reason) {
+        self.turn_to(Order::Leave(reason));
+    }
+
+    fn turn_to(&self, wanted: Order) {
         self.order.send_if_modified(|order| {
-            let change = *order == Order::Run;
+            let change = matches!(order, Order::Run | Order::Finish) && *order != wanted;
             if change {
-                *order = Order::Leave(reason);
+                *order = wanted;
             }
             change
         });
@@ -195,21 +226,85 @@ impl Outbound {
         }
     }
 
-    fn is_wanted(&self) -> bool {
-        *self.order.borrow() == Order::Run
+    /// Whether flows of this hub depend on the peer, as far as it has told who it is.
+    fn crossing(&self, mesh: &Mesh) -> Crossing {
+        let hub = self.status.lock().hub.clone();
+        Crossing {
+            needed: hub.as_ref().is_some_and(|hub| mesh.needs.of(hub) > 0),
+            carried: hub.is_some_and(|hub| mesh.links.carries(&hub)),
+        }
+    }
+
+    fn next(&self, mesh: &Mesh) -> Next {
+        let order = *self.order.borrow();
+        order.next(self.crossing(mesh))
+    }
+
+    /// Whether no link will be wanted any more.
+    pub(super) fn is_over(&self, mesh: &Mesh) -> bool {
+        self.next(mesh) == Next::Stop
+    }
+
+    /// Waits until a link that stands, or is being made, is not wanted.
+    async fn unwanted(&self, mesh: &Mesh, order: &mut watch::Receiver<Order>) {
+        loop {
+            let now = *order.borrow_and_update();
+            if !now.keeps(self.crossing(mesh).needed) {
+                return;
+            }
+            if now == Order::Run {
+                let _ = order.changed().await;
+            } else {
+                let _ = tokio::time::timeout(LAST_FLOW_POLL, order.changed()).await;
+            }
+        }
     }
 
     async fn keep(self: Arc<Self>, mesh: Arc<Mesh>) {
-        let started = Instant::now();
         let mut order = self.order.subscribe();
         let mut backoff = Backoff::new(BACKOFF_BASE, mesh.terms.load().backoff_max);
+        while !mesh.dismiss(&self) {
+            self.keep_up(&mesh, &mut order, &mut backoff).await;
+        }
+        let mut kept = None;
+        self.enter(State::Closed, |status| {
+            status.link = None;
+            kept = status.kept.take().zip(status.hub.clone());
+        });
+        if let Some((since, hub)) = kept {
+            tracing::info!(
+                event = "mesh_link_released",
+                peer = %self.label,
+                %hub,
+                kept_ms = since.elapsed().as_millis() as u64,
+                detail = "the last flow that crossed it has ended",
+                audit = true,
+            );
+        }
+    }
+
+    async fn keep_up(
+        self: &Arc<Self>,
+        mesh: &Arc<Mesh>,
+        order: &mut watch::Receiver<Order>,
+        backoff: &mut Backoff,
+    ) {
+        let started = Instant::now();
         let mut was_up = false;
-        while self.is_wanted() {
+        loop {
+            match self.next(mesh) {
+                Next::Dial => {}
+                Next::Stop => return,
+                Next::Wait => {
+                    let _ = tokio::time::timeout(LAST_FLOW_POLL, order.changed()).await;
+                    continue;
+                }
+            }
             self.enter(State::Connecting, |_| ());
             let attempt = tokio::select! {
                 biased;
-                _ = order.wait_for(|order| *order != Order::Run) => break,
-                attempt = self.attempt(&mesh) => attempt,
+                () = self.unwanted(mesh, order) => return,
+                attempt = self.attempt(mesh) => attempt,
             };
             match attempt {
                 Ok(up) => {
@@ -217,7 +312,7 @@ impl Outbound {
                     if std::mem::replace(&mut was_up, true) {
                         self.metrics.reconnects.inc();
                     }
-                    let rest = self.serve(&mesh, up, &mut order).await;
+                    let rest = self.serve(mesh, up, order).await;
                     backoff.note_lost(started.elapsed());
                     backoff.note_retry_after(rest.unwrap_or_default());
                 }
@@ -226,16 +321,26 @@ impl Outbound {
                     backoff.note_retry_after(failure.retry_after().unwrap_or_default());
                 }
             }
-            if !self.is_wanted() {
-                break;
+            if self.next(mesh) == Next::Dial {
+                self.rest(mesh, order, backoff).await;
             }
-            let delay = backoff.next_within(rand::random(), mesh.terms.load().backoff_max);
-            self.enter(State::Backoff, |_| ());
-            tracing::debug!(event = "mesh_retry", peer = %self.label, in_ms = delay.as_millis() as u64);
-            let unwanted = order.wait_for(|order| *order != Order::Run);
-            let _ = tokio::time::timeout(delay, unwanted).await;
         }
-        self.enter(State::Closed, |status| status.link = None);
+    }
+
+    /// Waits until the next attempt is due.
+    async fn rest(&self, mesh: &Mesh, order: &mut watch::Receiver<Order>, backoff: &mut Backoff) {
+        let mut most = mesh.terms.load().backoff_max;
+        if self.crossing(mesh).waits() {
+            most = most.min(URGENT);
+        }
+        let delay = backoff.next_within(rand::random(), most);
+        self.enter(State::Backoff, |_| ());
+        tracing::debug!(event = "mesh_retry", peer = %self.label, in_ms = delay.as_millis() as u64);
+        tokio::select! {
+            () = self.unwanted(mesh, order) => {}
+            () = self.hurry.notified() => {}
+            () = tokio::time::sleep(delay) => {}
+        }
     }
 
     fn note_failure(&self, failure: &Failure) {
@@ -263,7 +368,8 @@ impl Outbound {
         let shard = mesh.shards.least_loaded();
         let attempt = mesh.tasks.spawn_on(shard, "mesh_dial", async move {
             let credentials = of.credentials.load_full();
-            let reached = dial::reach(&outbound.url, &terms, &credentials).await?;
+            let resumes = outbound.crossing(&of).waits();
+            let reached = dial::reach(&outbound.url, &terms, &credentials, resumes).await?;
             outbound.begin(&of, &terms, reached).await
         });
         // It does not end by itself, unless the hub stops.
@@ -354,7 +460,7 @@ impl Outbound {
 
     /// Looks after the link until it is the current one no longer; returns how long to stay away.
     async fn serve(
-        &self,
+        self: &Arc<Self>,
         mesh: &Arc<Mesh>,
         mut up: Up,
         order: &mut watch::Receiver<Order>,
@@ -367,34 +473,29 @@ impl Outbound {
         });
         self.review(mesh);
         mesh.tell(|events| events.link_up(&up.hub));
-        let end = tokio::select! {
-            biased;
-            closed = &mut up.driver => End::Lost(or_panic(closed)),
-            _ = order.wait_for(|order| *order != Order::Run) => End::Unwanted,
-            Some(reason) = up.goaways.recv() => End::Leaving(reason),
-        };
-        mesh.links.leave_outbound(&up.hub, &up.link);
+        let end = self.until_end(mesh, &mut up, order).await;
         let closed = match end {
             End::Lost(closed) => {
+                mesh.links.leave_outbound(&up.hub, &up.link);
                 self.note_down(&up, &closed);
                 closed
             }
+            // Flows that cross already may go on over it.
             End::Leaving(reason) => {
                 let detail = "the peer takes no new flows on it".to_owned();
                 LinkClosed { reason, detail }
             }
             End::Unwanted => {
+                mesh.links.leave_outbound(&up.hub, &up.link);
                 let reason = match *order.borrow() {
-                    Order::Leave(reason) => {
-                        up.link.go_away(reason, NO_DEADLINE);
-                        reason
-                    }
+                    Order::Leave(reason) => reason,
+                    Order::Finish | Order::Run => Reason::NotActive,
                     Order::Close(reason) => {
                         up.link.close(reason);
                         reason
                     }
-                    Order::Run => Reason::Unspecified,
                 };
+                up.link.go_away(reason, NO_DEADLINE);
                 let detail = "it is not wanted any more".to_owned();
                 LinkClosed { reason, detail }
             }
@@ -409,18 +510,44 @@ impl Outbound {
         rest_after(closed.reason)
     }
 
-    /// Leaves a link to its flows, and closes it when they have ended.
-    fn see_off(&self, mesh: &Mesh, mut up: Up) {
-        let stop = mesh.tasks.token();
-        let (label, metrics) = (self.label.clone(), self.metrics.clone());
-        mesh.tasks.spawn("mesh_leaving", async move {
-            let link = up.link.clone();
+    /// Waits until the link is lost, or to be left.
+    async fn until_end(&self, mesh: &Mesh, up: &mut Up, order: &mut watch::Receiver<Order>) -> End {
+        loop {
+            tokio::select! {
+                biased;
+                closed = &mut up.driver => return End::Lost(or_panic(closed)),
+                () = self.unwanted(mesh, order) => return End::Unwanted,
+                Some(reason) = up.goaways.recv() => {
+                    if reason == Reason::NotActive {
+                        mesh.links.note_idle(&up.hub, &up.link);
+                    }
+                    // Flows that cross already are all that a hub that is off keeps a link for.
+                    if *self.order.borrow() != Order::Finish {
+                        return End::Leaving(reason);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Leaves a link to the flows that cross it, and closes it when they have ended.
+    fn see_off(self: &Arc<Self>, mesh: &Arc<Mesh>, mut up: Up) {
+        let (keeper, mesh) = (self.clone(), mesh.clone());
+        let tasks = mesh.tasks.clone();
+        tasks.spawn("mesh_leaving", async move {
+            let (link, hub, stop) = (up.link.clone(), up.hub.clone(), mesh.tasks.token());
+            // Some may wait for their agent just now.
+            let needed = || mesh.needs.of(&hub) > 0 && mesh.links.is_current(&hub, &link);
             let closed = tokio::select! {
                 biased;
                 closed = &mut up.driver => closed,
-                () = see_off(&link, &stop) => (&mut up.driver).await,
+                () = see_off(&link, &stop, needed) => (&mut up.driver).await,
             };
-            note_down(&label, &metrics, &up, &or_panic(closed));
+            mesh.links.leave_outbound(&hub, &link);
+            keeper.note_down(&up, &or_panic(closed));
+            if keeper.crossing(&mesh).waits() {
+                keeper.hurry.notify_one();
+            }
         });
     }
 

@@ -1,14 +1,15 @@
 //! Whether links that stand may stay, when the configuration or certificates have changed.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use nowconnect_link::session::Link;
+use nowconnect_link::tls::CertificateFault;
 use nowconnect_proto::Reason;
 
 use super::Mesh;
 use super::credentials::Tended;
-use super::leaving::{NO_DEADLINE, see_off};
+use super::leaving::{NO_DEADLINE, log_kept, see_off};
 use super::peer::{Peer, note_untrusted};
 use super::proof::prove;
 
@@ -57,18 +58,36 @@ impl Mesh {
         let mutual = credentials.mutual.as_ref();
         let proof = mutual.map(|mutual| prove(mutual, &terms, peer.proof.chain.clone(), since));
         let unproven = match proof {
+            // Who goes off may forget peers and certificates; running flows go on all the same.
+            Some(Err(unproven)) if !terms.on && unproven.fault == CertificateFault::WrongName => {
+                None
+            }
             Some(Err(unproven)) => Some((unproven.fault.code(), unproven.to_string())),
+            None if !terms.on => None,
             None => Some(("certificate_missing", "ha.mesh.tls is not set".to_owned())),
             Some(Ok(_)) => None,
         };
-        if let Some((reason, detail)) = unproven.filter(|_| terms.on && terms.require_mtls) {
+        if let Some((reason, detail)) = unproven.filter(|_| terms.require_mtls) {
             note_untrusted("inbound", &peer.label, reason, &detail);
             link.close(Reason::Denied);
         } else if !terms.on && link.takes_flows() {
             link.go_away(Reason::NotActive, NO_DEADLINE);
-            let (link, stop) = (link.clone(), self.tasks.token());
+            let flows = link.active_flows();
+            if flows > 0 {
+                log_kept("inbound", &peer.label, &peer.hub, flows);
+            }
+            // Who has dialed knows best when the last flow has ended, also of those that wait for their
+            // agent just now; this is for one that does not close it.
+            let (link, stop, grace) = (link.clone(), self.tasks.token(), terms.grace);
             self.tasks.spawn("mesh_leaving", async move {
-                see_off(&link, &stop).await;
+                let mut used = Instant::now();
+                let needed = || {
+                    if link.active_flows() > 0 {
+                        used = Instant::now();
+                    }
+                    used.elapsed() < grace
+                };
+                see_off(&link, &stop, needed).await;
             });
         }
     }

@@ -27,6 +27,8 @@ pub struct PeerStatus {
     pub inflight_bytes: i64,
     /// Links established again after a loss.
     pub reconnects: u64,
+    /// Flows for which the outbound link is kept, and made anew, though high availability is off.
+    pub kept_for: Option<usize>,
     /// Why the outbound link is not up, or was lost last.
     pub last_error: Option<String>,
 }
@@ -63,6 +65,7 @@ impl Mesh {
         let mut shown = HashSet::new();
         let mut hubs = Vec::new();
         for outbound in &*self.outbound.lock() {
+            let kept_for = outbound.kept_for(self);
             let status = outbound.status();
             let inward = inbound.iter().find(|inward| {
                 let same_hub = status.hub.as_ref() == Some(&inward.peer.hub);
@@ -88,6 +91,7 @@ impl Mesh {
                 queue_frames: outbound.metrics.queue_frames.get(),
                 inflight_bytes: outbound.metrics.inflight_bytes.get(),
                 reconnects: outbound.metrics.reconnects.get(),
+                kept_for,
                 last_error: status.error.clone(),
             });
         }
@@ -102,6 +106,7 @@ impl Mesh {
                     queue_frames: inward.peer.metrics.queue_frames.get(),
                     inflight_bytes: inward.peer.metrics.inflight_bytes.get(),
                     reconnects: inward.peer.metrics.reconnects.get(),
+                    kept_for: None,
                     last_error: None,
                 });
             }

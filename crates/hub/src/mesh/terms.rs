@@ -10,7 +10,7 @@ use nowconnect_link::dial::WsUrl;
 use nowconnect_link::meter::Bounds;
 use nowconnect_proto::frame::MAX_PAYLOAD;
 use nowconnect_proto::hello::Instance;
-use nowconnect_proto::mesh_hello::{MeshHello, QUERY};
+use nowconnect_proto::mesh_hello::{MeshHello, QUERY, RESUME};
 
 use super::MeshError;
 use crate::config::{HaMode, HubConfig};
@@ -39,6 +39,8 @@ pub(super) struct Terms {
     pub(super) ping_interval: Duration,
     pub(super) ping_timeout: Duration,
     pub(super) backoff_max: Duration,
+    /// How long flows wait for a path.
+    pub(super) grace: Duration,
     pub(super) bounds: Bounds,
     pub(super) trusted_proxies: Vec<IpNet>,
 }
@@ -69,6 +71,7 @@ impl Terms {
             ping_interval: config.tunnel.ping_interval,
             ping_timeout: config.tunnel.ping_timeout,
             backoff_max: mesh.connect_backoff_max,
+            grace: config.limits.resume_grace,
             bounds: Bounds {
                 frames: mesh.send_queue_depth,
                 bytes: mesh.per_link_max_inflight_bytes as u64,
@@ -77,8 +80,17 @@ impl Terms {
         })
     }
 
-    /// What this hub says of itself, to one that it reaches `via` this URL or that has dialed it.
-    pub(super) fn hello(&self, via: Option<&WsUrl>) -> MeshHello {
+    /// What this hub says of itself to one that has dialed it.
+    pub(super) fn answer(&self) -> MeshHello {
+        self.hello(None, &[QUERY])
+    }
+
+    /// The same to one that it reaches `via` this URL; flows may wait to resume there.
+    pub(super) fn greeting(&self, via: &WsUrl, resumes: bool) -> MeshHello {
+        self.hello(Some(via), if resumes { &[QUERY, RESUME] } else { &[QUERY] })
+    }
+
+    fn hello(&self, via: Option<&WsUrl>, features: &[&str]) -> MeshHello {
         MeshHello {
             hub: self.hub.to_string(),
             instance: Some(self.instance),
@@ -86,7 +98,7 @@ impl Terms {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             initial_window: self.first_window,
             max_payload: self.max_payload,
-            features: vec![QUERY.to_owned()],
+            features: features.iter().map(|&name| name.to_owned()).collect(),
         }
     }
 

@@ -45,7 +45,7 @@ struct Route {
     place: Place,
     /// The name of the token that the agent showed there.
     token: Option<Arc<str>>,
-    _load: Option<Load>,
+    load: Option<Load>,
     /// Paths that did not work.
     tried: Vec<Tried>,
     /// The agent that policy lets it go to, and on what grounds.
@@ -170,6 +170,16 @@ impl ClientFlow {
         self.route.lock().crossed || self.router.paths.is_mode(HaMode::Active)
     }
 
+    /// The way that the flow took before, over another hub than `shunned`, where nobody tells of ways any
+    /// more.
+    pub(super) fn way_back(&self, shunned: Option<&str>) -> Option<Path> {
+        let route = self.route.lock();
+        if route.place.is_none() || route.place.as_deref() == shunned {
+            return None;
+        }
+        self.router.paths.back(route.load.as_ref()?)
+    }
+
     /// Carries on over `path` a flow that lost its own.
     pub(super) fn go_on(&self, flow: &Arc<SocketFlow>, path: &Path) {
         self.take(path);
@@ -198,7 +208,7 @@ impl ClientFlow {
         route.epoch = path.epoch();
         route.place = path.place();
         route.token = path.token();
-        route._load = path.load();
+        route.load = self.router.paths.load(path);
         if route.place.is_some() && !std::mem::replace(&mut route.crossed, true) {
             self.router.metrics.mesh.cross_hub_flows.inc();
         }
@@ -394,6 +404,7 @@ impl FlowEvents for ClientFlow {
 
     fn over(&self, flow: &Arc<SocketFlow>) {
         self.router.forget(flow.cid());
+        self.route.lock().load = None;
         if let Some(holder) = self.holder() {
             self.router.orphans.take(&holder, self.cid);
         }

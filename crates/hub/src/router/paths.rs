@@ -10,7 +10,7 @@ use nowconnect_proto::Reason;
 
 use super::Holder;
 use crate::config::HaMode;
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, Need};
 use crate::registry::{Registry, RegistryHealth, Route};
 use crate::tunnels::{Session, Tunnels};
 
@@ -81,26 +81,18 @@ impl Path {
             Self::Remote(route, link) => link.attach_for(flow, route.epoch, &route.agent_id),
         }
     }
-
-    /// Counts a flow on this path as long as the value lives.
-    pub(super) fn load(&self) -> Option<Load> {
-        match self {
-            Self::Local(_) => None,
-            Self::Remote(route, _) => {
-                route.flows.fetch_add(1, Ordering::Relaxed);
-                Some(Load(route.flows.clone()))
-            }
-        }
-    }
 }
 
-/// One flow in the count of a route.
+/// One flow in the count of a route to another hub, and among those that need a link there.
 #[derive(Debug)]
-pub(super) struct Load(Arc<AtomicUsize>);
+pub(super) struct Load {
+    route: Arc<Route>,
+    _need: Need,
+}
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.route.flows.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -304,6 +296,30 @@ impl Paths {
         self.least_loaded(routes.filter(|route| Some(&*route.hub) != shunned))
     }
 
+    /// Counts a flow on `path` as long as the value lives.
+    pub(super) fn load(&self, path: &Path) -> Option<Load> {
+        let Path::Remote(route, _) = path else {
+            return None;
+        };
+        route.flows.fetch_add(1, Ordering::Relaxed);
+        Some(Load {
+            route: route.clone(),
+            _need: self.mesh.need(&route.hub),
+        })
+    }
+
+    /// The way that a flow took before, where the registry tells none because high availability is off
+    /// here or at the other hub.
+    pub(super) fn back(&self, load: &Load) -> Option<Path> {
+        let link = self.mesh.leftover(&load.route.hub)?;
+        Some(Path::Remote(load.route.clone(), link))
+    }
+
+    /// Whether there may be such ways.
+    pub(super) fn has_ways_back(&self) -> bool {
+        self.mesh.has_leftovers()
+    }
+
     /// Whether a later process than `holder` has the agent's id now, so that it will not come back.
     pub(super) fn is_replaced(&self, holder: &Holder) -> bool {
         let routes = self.registry.routes();
@@ -312,6 +328,9 @@ impl Paths {
 
     /// Whether a link to `hub` is up.
     pub(super) fn reaches(&self, hub: &str) -> bool {
-        self.mesh.link(hub).is_some()
+        self.mesh
+            .link(hub)
+            .or_else(|| self.mesh.leftover(hub))
+            .is_some()
     }
 }

@@ -42,7 +42,8 @@ async fn hubs_prove_themselves_through_an_ingress_that_ends_tls() {
     log.wait_line(&["mesh_link_up", "outbound", "hub-b", "sealed=true"])
         .await
         .unwrap();
-    log.wait_line(&["mesh_link_up", "inbound", "hub-a", "proven=127.0.0.10"])
+    let proven = "proven=127.0.0.10";
+    log.wait_line(&["mesh_link_up", "inbound", "hub-a", proven, "sealed=true"])
         .await
         .unwrap();
 

@@ -14,4 +14,5 @@ mod life;
 mod member;
 mod proof;
 mod questions;
+mod rollback;
 mod stranger;
