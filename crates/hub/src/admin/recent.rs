@@ -14,7 +14,7 @@ const MAX_BYTES: usize = 2048;
 
 /// The events that are kept: what comes and goes, and what operators do. Nothing that happens once
 /// per connection.
-pub const KINDS: [&str; 29] = [
+pub const KINDS: [&str; 31] = [
     "hub_started",
     "listener_started",
     "listener_stopped",
