@@ -25,13 +25,12 @@ pub(crate) fn facts(
         ),
         ("cpu", cpu()),
         ("kernel", ask(Command::new("uname").arg("-sr"))),
+        // Loopback's rates depend on it: BBR paces.
         (
-            "load",
-            fs::read_to_string("/proc/loadavg")
-                .unwrap_or_default()
-                .trim()
-                .to_owned(),
+            "congestion",
+            read("/proc/sys/net/ipv4/tcp_congestion_control"),
         ),
+        ("load", read("/proc/loadavg")),
         (
             "open files",
             open_files().map_or_else(|_| "unknown".into(), |limit| limit.to_string()),
@@ -70,6 +69,13 @@ pub(crate) fn facts(
         ));
     }
     facts
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(file)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 /// As many connections as a process can relay that holds two sockets for each, and as there are
