@@ -228,19 +228,10 @@ mod tests {
 
     fn open(cid: Cid, mode: OpenMode, attempt: u32) -> Open {
         Open {
-            cid,
-            secret: Secret::generate(),
             epoch: 1,
             mode,
-            received: 0,
-            limit: 0,
-            connector: String::new(),
-            client: String::new(),
-            listener: String::new(),
-            destination: String::new(),
-            agent: String::new(),
             attempt,
-            trace: None,
+            ..Open::new(cid, Secret::generate(), "")
         }
     }
 

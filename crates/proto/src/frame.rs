@@ -109,6 +109,29 @@ pub struct Open {
     pub trace: Option<TraceContext>,
 }
 
+impl Open {
+    /// A new flow that nothing is known of but its name, its secret and where it leads: of epoch 0,
+    /// and taking no bytes yet.
+    #[must_use]
+    pub fn new(cid: Cid, secret: Secret, connector: impl Into<String>) -> Self {
+        Self {
+            cid,
+            secret,
+            epoch: 0,
+            mode: OpenMode::New,
+            received: 0,
+            limit: 0,
+            connector: connector.into(),
+            client: String::new(),
+            listener: String::new(),
+            destination: String::new(),
+            agent: String::new(),
+            attempt: 0,
+            trace: None,
+        }
+    }
+}
+
 /// The listener of flows that have no client: a hub probes the target itself.
 pub const PROBE_LISTENER: &str = "probe";
 

@@ -3,7 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic)]
 
 use bytes::Bytes;
-use nowconnect_proto::frame::{Frame, Open, OpenMode};
+use nowconnect_proto::frame::{Frame, Open};
 use nowconnect_proto::relay::{Face, Relay};
 use nowconnect_proto::{Cid, FlowId, Reason, Secret};
 
@@ -24,19 +24,10 @@ fn data(offset: u64, len: u64) -> Frame {
 #[test]
 fn nobody_sends_more_than_the_relay_has_told() {
     let open = Open {
-        cid: Cid::generate(),
-        secret: Secret::generate(),
         epoch: 1,
-        mode: OpenMode::New,
-        received: 0,
         limit: u64::MAX,
-        connector: "ldap".into(),
-        client: String::new(),
-        listener: String::new(),
-        destination: String::new(),
         agent: "site-1".into(),
-        attempt: 0,
-        trace: None,
+        ..Open::new(Cid::generate(), Secret::generate(), "ldap")
     };
     let mut relay = Relay::new(open, 1024, 1 << 20, true);
     let Some(Frame::Open { open, .. }) = relay.next_frame(Face::Target, ID, 0, ROOM) else {

@@ -73,19 +73,13 @@ impl End {
 
     fn open(&self, mode: OpenMode) -> Frame {
         let open = Open {
-            cid: self.cid,
-            secret: Secret::generate(),
             epoch: 1,
             mode,
-            received: 0,
             limit: 10,
-            connector: "ldap".into(),
             client: "192.0.2.1:5000".into(),
             listener: "l1".into(),
             destination: "192.0.2.10:389".into(),
-            agent: String::new(),
-            attempt: 0,
-            trace: None,
+            ..Open::new(self.cid, Secret::generate(), "ldap")
         };
         Frame::Open {
             id: self.id,

@@ -116,19 +116,11 @@ impl End {
 
     fn frame(&self, step: Step) -> Frame {
         step.into_frame(ID, |mode, received, limit| Open {
-            cid: self.cid,
-            secret: Secret([1; 16]),
             epoch: 1,
             mode,
             received,
             limit,
-            connector: "ldap".into(),
-            client: String::new(),
-            listener: String::new(),
-            destination: String::new(),
-            agent: String::new(),
-            attempt: 0,
-            trace: None,
+            ..Open::new(self.cid, Secret([1; 16]), "ldap")
         })
     }
 

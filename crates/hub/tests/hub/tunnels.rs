@@ -1,6 +1,6 @@
 //! Agents that come, fight, change and leave.
 
-use nowconnect_proto::frame::{Frame, Open, OpenMode};
+use nowconnect_proto::frame::{Frame, Open};
 use nowconnect_proto::hello::{Body, Token, TokenAck, Update};
 use nowconnect_proto::{Cid, FlowId, Reason, Secret};
 use nowconnect_testkit::issuer::claims;
@@ -144,19 +144,9 @@ async fn an_agent_must_not_open_flows() {
     let rig = Rig::start().await;
     let agent = rig.tunnel(&Process::new("site-1", 1).await).await;
     let open = Open {
-        cid: Cid::generate(),
-        secret: Secret::generate(),
         epoch: agent.ack.epoch,
-        mode: OpenMode::New,
-        received: 0,
         limit: 1024,
-        connector: "echo".into(),
-        client: String::new(),
-        listener: String::new(),
-        destination: String::new(),
-        agent: String::new(),
-        attempt: 0,
-        trace: None,
+        ..Open::new(Cid::generate(), Secret::generate(), "echo")
     };
     agent.link.send(Frame::Open {
         id: FlowId(1),

@@ -193,19 +193,13 @@ fn frame_of(
     attempt: u32,
 ) -> Frame {
     step.into_frame(FlowId(number), |mode, received, limit| Open {
-        cid: cid(name),
-        secret: secret(name),
         epoch,
         mode,
         received,
         limit,
-        connector: connector.to_owned(),
-        client: String::new(),
-        listener: String::new(),
-        destination: String::new(),
         agent,
         attempt,
-        trace: None,
+        ..Open::new(cid(name), secret(name), connector)
     })
 }
 

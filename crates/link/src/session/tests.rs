@@ -206,19 +206,13 @@ async fn a_burst_of_refusals_leaves_the_link_alone() {
     let mut message = BytesMut::new();
     for id in 1..=3000 {
         let open = Open {
-            cid: Cid::generate(),
-            secret: nowconnect_proto::Secret::generate(),
             epoch: 1,
-            mode: nowconnect_proto::frame::OpenMode::New,
-            received: 0,
             limit: 65_536,
-            connector: "ldap".into(),
-            client: String::new(),
-            listener: String::new(),
-            destination: String::new(),
-            agent: String::new(),
-            attempt: 0,
-            trace: None,
+            ..Open::new(
+                Cid::generate(),
+                nowconnect_proto::Secret::generate(),
+                "ldap",
+            )
         };
         let id = FlowId(id);
         let frame = Frame::Open {

@@ -136,9 +136,8 @@ fn decode_body(kind: u8, flags: u8, id: u32, body: Bytes) -> Result<Option<Frame
 }
 
 fn decode_open(flags: u8, fields: &mut Fields) -> Option<Open> {
+    let (cid, secret) = (Cid(fields.array()?), Secret(fields.array()?));
     let mut open = Open {
-        cid: Cid(fields.array()?),
-        secret: Secret(fields.array()?),
         epoch: fields.u64()?,
         mode: match (flags & FLAG_RESUME != 0, flags & FLAG_FRESH != 0) {
             (false, _) => OpenMode::New,
@@ -147,13 +146,7 @@ fn decode_open(flags: u8, fields: &mut Fields) -> Option<Open> {
         },
         received: fields.u64()?,
         limit: fields.u64()?,
-        connector: String::new(),
-        client: String::new(),
-        listener: String::new(),
-        destination: String::new(),
-        agent: String::new(),
-        attempt: 0,
-        trace: None,
+        ..Open::new(cid, secret, "")
     };
     let len = usize::from(fields.u8()?);
     open.connector = fields.text(len, MAX_NAME)?;

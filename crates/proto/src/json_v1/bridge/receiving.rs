@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{Bridge, EARLY_WINDOW, Entry, Event, Exchange, NO_LIMIT, Role};
 use crate::close::Reason;
-use crate::frame::{Frame, Open, OpenMode};
+use crate::frame::{Frame, Open};
 use crate::hello::{Body, Hello, HelloAck, MIN_SIZE};
 use crate::ids::{Cid, FlowId, Secret};
 use crate::json_v1::{Direction, Message, V1Error};
@@ -85,19 +85,8 @@ impl Bridge {
         self.flows.insert(cid, Entry::new(FlowId(id), true, 0));
         self.cids.insert(FlowId(id), cid);
         let open = Box::new(Open {
-            cid,
-            secret: Secret::generate(),
-            epoch: 0,
-            mode: OpenMode::New,
-            received: 0,
             limit: NO_LIMIT,
-            connector,
-            client: String::new(),
-            listener: String::new(),
-            destination: String::new(),
-            agent: String::new(),
-            attempt: 0,
-            trace: None,
+            ..Open::new(cid, Secret::generate(), connector)
         });
         out.frames.push(Frame::Open {
             id: FlowId(id),
