@@ -1,5 +1,7 @@
 //! The reference model of the flow engine, steered by the fuzzer: three bytes are one operation.
 
+use crate::end;
+
 #[path = "../../proto/tests/flow_model/world.rs"]
 mod world;
 

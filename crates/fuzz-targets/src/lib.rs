@@ -9,6 +9,8 @@
 
 mod admin;
 mod configuration;
+#[path = "../../proto/tests/model/end.rs"]
+mod end;
 mod flow;
 mod frames;
 mod http;

@@ -1,7 +1,7 @@
 //! The reference model of the relay, steered by the fuzzer: three bytes are one operation.
 
-#[path = "../../proto/tests/relay_model/end.rs"]
-mod end;
+use crate::end;
+
 #[path = "../../proto/tests/relay_model/path.rs"]
 mod path;
 #[path = "../../proto/tests/relay_model/world.rs"]

@@ -5,6 +5,8 @@
 
 #![allow(clippy::expect_used, clippy::panic)]
 
+#[path = "../model/end.rs"]
+mod end;
 mod world;
 
 use proptest::prelude::*;

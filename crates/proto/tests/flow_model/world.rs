@@ -3,125 +3,44 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use nowconnect_proto::flow::{Ending, Side, Step};
-use nowconnect_proto::frame::{self, Frame, Open, OpenMode};
-use nowconnect_proto::{Cid, Flow, FlowId, Reason, Secret};
+use nowconnect_proto::frame::{Frame, Open, OpenMode};
+use nowconnect_proto::{Flow, FlowId, Reason};
+
+use super::end::{self, MAX_PAYLOAD, frame_of, next_frame, other};
 
 const ID: FlowId = FlowId(1);
-const MAX_PAYLOAD: usize = 700;
 const WINDOW: u32 = 1024;
 const ALLOWANCE: u32 = 900;
 
-/// What byte stands at `offset` of the direction that starts at `side`.
-fn byte_at(side: Side, offset: u64) -> u8 {
-    let salt = if side == Side::Origin {
-        0x9e37_79b9
-    } else {
-        0x85eb_ca6b
-    };
-    (offset.wrapping_mul(salt) >> 7) as u8 ^ offset as u8
-}
+type End = end::End<Wire>;
 
-fn other(side: Side) -> Side {
-    if side == Side::Origin {
-        Side::Target
-    } else {
-        Side::Origin
-    }
-}
-
-/// One end with what its socket wrote and read.
-struct End {
-    side: Side,
-    flow: Flow,
-    written: u64,
-    eof: bool,
-    read: u64,
-    read_fin: bool,
-    /// Encoded frames on their way from this end.
-    wire: BytesMut,
-    /// DATA and CREDIT frames that arrived from this end, on whatever path.
+/// What came and is to come from an end.
+#[derive(Default)]
+struct Wire {
+    /// Encoded frames on their way.
+    bytes: BytesMut,
+    /// DATA and CREDIT frames that arrived, on whatever path.
     history: Vec<Frame>,
 }
 
-impl End {
-    fn new(side: Side, flow: Flow) -> Self {
-        Self {
-            side,
-            flow,
-            written: 0,
-            eof: false,
-            read: 0,
-            read_fin: false,
-            wire: BytesMut::new(),
-            history: Vec::new(),
-        }
+fn pump(end: &mut End, steps: usize, flush: bool) -> bool {
+    let mut moved = false;
+    for _ in 0..steps {
+        let promised = end.flow.has_step();
+        let Some(step) = end.flow.next_step(MAX_PAYLOAD, flush) else {
+            assert!(!promised, "has_step without a step: {:?}", end.flow);
+            break;
+        };
+        assert!(
+            promised || flush || matches!(step, Step::Credit { .. }),
+            "step without has_step"
+        );
+        moved = true;
+        frame_of(ID, step).encode(&mut end.path.bytes);
     }
-
-    fn write(&mut self, n: usize) {
-        let n = n.min(self.flow.room());
-        let bytes: Vec<u8> = (0..n as u64)
-            .map(|i| byte_at(self.side, self.written + i))
-            .collect();
-        self.flow.push(Bytes::from(bytes));
-        self.written += n as u64;
-    }
-
-    fn read(&mut self, n: usize) {
-        let n = n.min(self.flow.inbox().len());
-        let mut left = n;
-        let mut offset = self.read;
-        for chunk in self.flow.inbox().chunks() {
-            for byte in chunk.iter().take(left) {
-                assert_eq!(*byte, byte_at(other(self.side), offset), "byte {offset}");
-                offset += 1;
-            }
-            left -= left.min(chunk.len());
-        }
-        self.flow.hand_on(n);
-        self.read += n as u64;
-        if self.flow.fin_due() {
-            self.flow.fin_handed();
-            self.read_fin = true;
-        }
-    }
-
-    fn pump(&mut self, steps: usize, flush: bool) -> bool {
-        let mut moved = false;
-        for _ in 0..steps {
-            let promised = self.flow.has_step();
-            let Some(step) = self.flow.next_step(MAX_PAYLOAD, flush) else {
-                assert!(!promised, "has_step without a step: {:?}", self.flow);
-                break;
-            };
-            assert!(
-                promised || flush || matches!(step, Step::Credit { .. }),
-                "step without has_step"
-            );
-            moved = true;
-            frame_of(step).encode(&mut self.wire);
-        }
-        moved
-    }
-}
-
-fn frame_of(step: Step) -> Frame {
-    step.into_frame(ID, |mode, received, limit| Open {
-        cid: Cid([1; 16]),
-        secret: Secret([2; 16]),
-        epoch: 1,
-        mode,
-        received,
-        limit,
-        connector: "ldap".into(),
-        client: String::new(),
-        listener: String::new(),
-        destination: String::new(),
-        agent: String::new(),
-        attempt: 0,
-        trace: None,
-    })
+    moved
 }
 
 /// Both ends and the path between them.
@@ -156,6 +75,10 @@ impl World {
         }
     }
 
+    fn end_with_socket(&mut self, side: Side) -> Option<&mut End> {
+        self.end(side).filter(|end| end.has_socket())
+    }
+
     fn deliver(&mut self, from: Side, mut frames: usize) -> bool {
         let mut moved = false;
         while frames > 0 {
@@ -163,15 +86,11 @@ impl World {
             let Some(sender) = self.end(from) else {
                 return moved;
             };
-            let Some(message) = whole_frame(&mut sender.wire) else {
+            let Some(frame) = next_frame(&mut sender.path.bytes) else {
                 return moved;
             };
-            let mut message = message;
-            let frame = frame::decode(&mut message, MAX_PAYLOAD)
-                .expect("own frames decode")
-                .expect("one frame");
             if matches!(frame, Frame::Data { .. } | Frame::Credit { .. }) {
-                sender.history.push(frame.clone());
+                sender.path.history.push(frame.clone());
             }
             moved = true;
             self.receive(other(from), frame);
@@ -201,7 +120,7 @@ impl World {
                     if flow.rewind() {
                         self.refused += 1;
                         self.target = None;
-                        self.origin.wire.clear();
+                        self.origin.path.bytes.clear();
                         self.origin.flow.attach_origin(u64::from(WINDOW), WINDOW);
                     } else {
                         flow.refused(reason);
@@ -212,7 +131,7 @@ impl World {
             Frame::Rst { reason, .. } if flow.is_over() => {
                 if reason != Reason::UnknownFlow {
                     let reason = Reason::UnknownFlow;
-                    Frame::Rst { id: ID, reason }.encode(&mut end.wire);
+                    Frame::Rst { id: ID, reason }.encode(&mut end.path.bytes);
                 }
             }
             Frame::Data {
@@ -257,7 +176,7 @@ impl World {
                 flow.attach_target(open.received, open.limit, WINDOW)
                     .expect("attach fits");
                 self.target = Some(End::new(Side::Target, flow));
-                self.origin.history.clear();
+                self.origin.path.history.clear();
                 self.dial_pending = true;
             }
             (Some(_), OpenMode::New) => panic!("opened twice"),
@@ -279,14 +198,14 @@ impl World {
     fn cut(&mut self, keep: u16) {
         for (side, keep) in [(Side::Origin, keep >> 8), (Side::Target, keep & 255)] {
             if let Some(end) = self.end(side) {
-                let len = end.wire.len() * usize::from(keep) / 255;
-                end.wire.truncate(len);
+                let bytes = &mut end.path.bytes;
+                bytes.truncate(bytes.len() * usize::from(keep) / 255);
             }
             while self.deliver(side, usize::MAX) {}
         }
         for side in [Side::Origin, Side::Target] {
             if let Some(end) = self.end(side) {
-                end.wire.clear();
+                end.path.bytes.clear();
                 end.flow.detach();
             }
         }
@@ -309,10 +228,11 @@ impl World {
     /// Repeats a frame that arrived before, from this path or an older one.
     fn repeat(&mut self, from: Side, pick: usize) {
         let Some(end) = self.end(from) else { return };
-        if end.history.is_empty() {
+        let history = &end.path.history;
+        if history.is_empty() {
             return;
         }
-        let frame = end.history[pick % end.history.len()].clone();
+        let frame = history[pick % history.len()].clone();
         let attached = end.flow.is_attached();
         let before = self.end(other(from)).map(|end| end.flow.inbox().len());
         if attached {
@@ -328,15 +248,7 @@ impl World {
     fn check_bounds(&mut self) {
         for side in [Side::Origin, Side::Target] {
             if let Some(end) = self.end(side) {
-                assert!(
-                    end.flow.inbox().len() as u64 <= end.flow.window(),
-                    "inbox over the window"
-                );
-                let replay = end.flow.held() - end.flow.inbox().len();
-                assert!(
-                    replay as u64 <= end.flow.allowance(),
-                    "replay over the allowance"
-                );
+                end.check_bounds();
             }
         }
     }
@@ -349,12 +261,11 @@ impl World {
             let mut moved = false;
             for side in [Side::Origin, Side::Target] {
                 if let Some(end) = self.end(side) {
-                    moved |= end.pump(64, true);
+                    moved |= pump(end, 64, true);
                 }
                 moved |= self.deliver(side, 64);
                 if let Some(end) = self.end(side) {
-                    moved |= !end.flow.inbox().is_empty() || end.flow.fin_due();
-                    end.read(usize::MAX);
+                    moved |= end.read(usize::MAX);
                 }
             }
             if !moved {
@@ -409,16 +320,6 @@ impl World {
     }
 }
 
-/// The first whole frame of `wire`.
-fn whole_frame(wire: &mut BytesMut) -> Option<Bytes> {
-    if wire.len() < frame::HEADER_LEN {
-        return None;
-    }
-    let len = frame::HEADER_LEN
-        + (usize::from(wire[0]) << 16 | usize::from(wire[1]) << 8 | usize::from(wire[2]));
-    (len <= wire.len()).then(|| wire.split_to(len).freeze())
-}
-
 fn side(arg: u16) -> Side {
     if arg & 1 == 0 {
         Side::Origin
@@ -435,24 +336,18 @@ pub(crate) fn run(ops: &[(u8, u16)], aborts: bool) {
         let (side, amount) = (side(arg), usize::from(arg >> 1));
         match op {
             0..=3 => {
-                if let Some(end) = world
-                    .end(side)
-                    .filter(|end| end.side == Side::Origin || end.flow.is_opened())
-                {
+                if let Some(end) = world.end_with_socket(side) {
                     end.write(amount % 1500);
                 }
             }
             4..=8 => {
                 if let Some(end) = world.end(side) {
-                    end.pump(1 + amount % 5, amount & 64 != 0);
+                    pump(end, 1 + amount % 5, amount & 64 != 0);
                 }
             }
             9..=13 => drop(world.deliver(side, 1 + amount % 5)),
             14..=16 => {
-                if let Some(end) = world
-                    .end(side)
-                    .filter(|end| end.side == Side::Origin || end.flow.is_opened())
-                {
+                if let Some(end) = world.end_with_socket(side) {
                     end.read(amount % 1500);
                 }
             }
@@ -461,12 +356,8 @@ pub(crate) fn run(ops: &[(u8, u16)], aborts: bool) {
             20 | 21 => world.dial(amount % 8 != 0),
             22 | 23 => world.repeat(side, amount),
             24 => {
-                if let Some(end) = world
-                    .end(side)
-                    .filter(|end| end.side == Side::Origin || end.flow.is_opened())
-                {
-                    end.flow.push_fin();
-                    end.eof = true;
+                if let Some(end) = world.end_with_socket(side) {
+                    end.write_fin();
                 }
             }
             25 if aborts => world.abort(side),

@@ -6,6 +6,7 @@
 
 #![allow(clippy::expect_used, clippy::panic)]
 
+#[path = "../model/end.rs"]
 mod end;
 mod path;
 mod world;

@@ -1,13 +1,13 @@
 //! One path: a link from the origin to the hub in the middle, the relay there, a link from there to
 //! the target's end.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use nowconnect_proto::FlowId;
 use nowconnect_proto::flow::Side;
-use nowconnect_proto::frame::{self, Frame};
+use nowconnect_proto::frame::Frame;
 use nowconnect_proto::relay::{Face, Relay};
 
-use super::end::{MAX_PAYLOAD, other};
+use super::end::{next_frame, other};
 
 /// A link. Its two sides learn of its loss one by one.
 #[derive(Default)]
@@ -53,20 +53,8 @@ impl Link {
 
     /// The next frame that comes from the side of `from`.
     pub(crate) fn receive(&mut self, from: Side) -> Option<Frame> {
-        let mut message = whole_frame(&mut self.wires[at(from)])?;
-        let frame = frame::decode(&mut message, MAX_PAYLOAD);
-        Some(frame.expect("own frames decode").expect("one frame"))
+        next_frame(&mut self.wires[at(from)])
     }
-}
-
-/// The first whole frame of `wire`.
-fn whole_frame(wire: &mut BytesMut) -> Option<Bytes> {
-    if wire.len() < frame::HEADER_LEN {
-        return None;
-    }
-    let len = frame::HEADER_LEN
-        + (usize::from(wire[0]) << 16 | usize::from(wire[1]) << 8 | usize::from(wire[2]));
-    (len <= wire.len()).then(|| wire.split_to(len).freeze())
 }
 
 /// What the hub in the middle told and passed on, of the bytes that leave through one face.

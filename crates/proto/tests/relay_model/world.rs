@@ -6,8 +6,11 @@ use nowconnect_proto::frame::{Frame, Open, OpenMode};
 use nowconnect_proto::relay::{Face, Relay};
 use nowconnect_proto::{Flow, FlowId, Reason};
 
-use super::end::{End, MAX_PAYLOAD, frame_of, other};
+use super::end::{self, MAX_PAYLOAD, frame_of, other};
 use super::path::{Path, at, side_of};
+
+/// The number of the path that carries the flow, if one does.
+type End = end::End<Option<usize>>;
 
 /// Numbers of operations.
 pub(crate) const OPS: u8 = 50;

@@ -1,8 +1,8 @@
-//! One end of the flow, with what its socket wrote and read.
+//! One end of a flow, with what its socket wrote and read. Shared by the models of flow and relay.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use nowconnect_proto::flow::{Side, Step};
-use nowconnect_proto::frame::{Frame, Open};
+use nowconnect_proto::frame::{self, Frame, Open};
 use nowconnect_proto::{Cid, Flow, FlowId, Secret};
 
 pub(crate) const MAX_PAYLOAD: usize = 700;
@@ -24,23 +24,23 @@ pub(crate) fn other(side: Side) -> Side {
     }
 }
 
-pub(crate) struct End {
+/// `P` is what a model knows of the path that carries the flow.
+pub(crate) struct End<P> {
     pub(crate) side: Side,
     pub(crate) flow: Flow,
-    /// The path that carries the flow.
-    pub(crate) path: Option<usize>,
+    pub(crate) path: P,
     pub(crate) written: u64,
     pub(crate) eof: bool,
     pub(crate) read: u64,
     pub(crate) read_fin: bool,
 }
 
-impl End {
+impl<P: Default> End<P> {
     pub(crate) fn new(side: Side, flow: Flow) -> Self {
         Self {
             side,
             flow,
-            path: None,
+            path: P::default(),
             written: 0,
             eof: false,
             read: 0,
@@ -105,18 +105,20 @@ impl End {
 
 pub(crate) fn frame_of(id: FlowId, step: Step) -> Frame {
     step.into_frame(id, |mode, received, limit| Open {
-        cid: Cid([1; 16]),
-        secret: Secret([2; 16]),
         epoch: 1,
         mode,
         received,
         limit,
-        connector: "ldap".into(),
-        client: String::new(),
-        listener: String::new(),
-        destination: String::new(),
-        agent: String::new(),
-        attempt: 0,
-        trace: None,
+        ..Open::new(Cid([1; 16]), Secret([2; 16]), "ldap")
     })
+}
+
+/// Takes the first frame that is whole from the bytes on their way.
+pub(crate) fn next_frame(wire: &mut BytesMut) -> Option<Frame> {
+    let header = wire.get(..frame::HEADER_LEN)?;
+    let body = usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2]);
+    let len = frame::HEADER_LEN + body;
+    let mut message = (len <= wire.len()).then(|| wire.split_to(len).freeze())?;
+    let frame = frame::decode(&mut message, MAX_PAYLOAD);
+    Some(frame.expect("own frames decode").expect("one frame"))
 }
