@@ -12,9 +12,6 @@ use crate::proof::ProofError;
 use crate::token::TokenError;
 use crate::uplink::UplinkError;
 
-/// After these words of a hub, coming back at once would only do harm.
-const REST: Duration = Duration::from_secs(5);
-
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -105,15 +102,10 @@ impl Failure {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Upgrade(UpgradeError::Refused { retry_after, .. }) => *retry_after,
-            Self::Refused(reason) => rest_after(*reason),
+            Self::Refused(reason) => reason.rest(),
             _ => None,
         }
     }
-}
-
-/// How long to stay away from a hub that ended a tunnel for `reason`.
-pub(crate) fn rest_after(reason: Reason) -> Option<Duration> {
-    matches!(reason, Reason::Superseded | Reason::IdentityConflict).then_some(REST)
 }
 
 fn refusal(reason: Reason) -> String {

@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::credential::Credential;
-use crate::failure::rest_after;
 use crate::leaving::{leave, log_down, move_away};
 use crate::renewal::renewal;
 use crate::round::{self, Won};
@@ -130,7 +129,7 @@ impl Keeper {
             up = None;
             self.backoff.note_lost(self.started.elapsed());
             self.last_end = Some(reason.name());
-            self.banned = rest_after(reason).unwrap_or_default();
+            self.banned = reason.rest().unwrap_or_default();
             retire.run_until_cancelled(self.rest(true)).await;
         }
     }

@@ -1,6 +1,10 @@
 //! Why a flow or a link ended: one list for the wire, the logs, the metrics and version 1's `err`.
 
 use std::fmt;
+use std::time::Duration;
+
+/// How long a peer stays away that would only do harm by coming back at once.
+const REST: Duration = Duration::from_secs(5);
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $code:literal, $name:literal;)+) => {
@@ -157,6 +161,16 @@ impl Reason {
                 | Self::Draining
                 | Self::StaleEpoch
         )
+    }
+
+    /// How long to stay away from a peer that ended a link for this reason.
+    #[must_use]
+    pub fn rest(self) -> Option<Duration> {
+        let rests = matches!(
+            self,
+            Self::Superseded | Self::IdentityConflict | Self::NotActive
+        );
+        rests.then_some(REST)
     }
 }
 

@@ -11,9 +11,6 @@ use nowconnect_link::upgrade::{ReplyError, UpgradeError};
 use nowconnect_proto::Reason;
 use nowconnect_proto::hello::HelloError;
 
-/// After these words of a peer, coming back at once would only do harm.
-const REST: Duration = Duration::from_secs(5);
-
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
@@ -107,20 +104,11 @@ impl Failure {
             Self::Upgrade {
                 error: UpgradeError::Refused { retry_after, .. },
             } => *retry_after,
-            Self::Refused(reason) => rest_after(*reason),
-            Self::Conflict(_) => Some(REST),
+            Self::Refused(reason) => reason.rest(),
+            Self::Conflict(_) => Reason::IdentityConflict.rest(),
             _ => None,
         }
     }
-}
-
-/// How long to stay away from a peer that ended a link for `reason`.
-pub(super) fn rest_after(reason: Reason) -> Option<Duration> {
-    let rests = matches!(
-        reason,
-        Reason::Superseded | Reason::IdentityConflict | Reason::NotActive
-    );
-    rests.then_some(REST)
 }
 
 fn refusal(reason: Reason) -> String {

@@ -10,7 +10,6 @@ use tokio::task::JoinHandle;
 
 use super::{Outbound, State};
 use crate::mesh::Mesh;
-use crate::mesh::failure::rest_after;
 use crate::mesh::leaving::{NO_DEADLINE, is_orderly, log_down, see_off};
 use crate::mesh::orders::Order;
 use crate::mesh::proof::Shown;
@@ -94,7 +93,7 @@ impl Outbound {
         if !up.driver.is_finished() {
             self.see_off(mesh, up);
         }
-        rest_after(closed.reason)
+        closed.reason.rest()
     }
 
     /// Waits until the link is lost, or to be left.
