@@ -29,7 +29,7 @@ use crate::meter::{Bounds, Meter};
 use crate::relayed::Relayed;
 use crate::shards::Resident;
 
-pub use carrier::{Carrier, CarrierError, GreetError};
+pub use carrier::{Carrier, CarrierError, GreetError, NoHello};
 pub use driver::{LinkClosed, start};
 
 /// Most frames of the link itself that may wait: as many refusals as one read can bring OPENs, and

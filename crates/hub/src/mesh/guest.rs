@@ -5,14 +5,14 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
-use nowconnect_link::session::{Carrier, CarrierError, Link, LinkEvents, Role, start};
+use nowconnect_link::session::{Carrier, Link, LinkEvents, NoHello, Role, start};
 use nowconnect_link::stream::{Stream, TLS_WRITES, WsBytes};
 use nowconnect_link::tls::CertificateFault;
 use nowconnect_link::upgrade::{Pending, PendingError, Upgraded};
 use nowconnect_link::wire::Wire;
 use nowconnect_link::ws::{self, Mask};
 use nowconnect_proto::frame::Open;
-use nowconnect_proto::hello::{Body, HelloError};
+use nowconnect_proto::hello::Body;
 use nowconnect_proto::mesh_hello::MeshHello;
 use nowconnect_proto::{FlowId, Frame, Reason};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -46,11 +46,7 @@ enum Turned {
     #[error("TLS inside the WebSocket: {0}")]
     Tls(std::io::Error),
     #[error(transparent)]
-    Carrier(#[from] CarrierError),
-    #[error("{0} where HELLO was due")]
-    NotHello(&'static str),
-    #[error("HELLO: {0}")]
-    Hello(#[from] HelloError),
+    NoHello(#[from] NoHello),
     #[error("{OFF}; only hubs whose flows wait to go on are let in")]
     Off,
     #[error(transparent)]
@@ -65,11 +61,8 @@ impl Turned {
             Self::Unproven(_) | Self::NoCertificates => Reason::AuthFailed,
             Self::Conflict(_) => Reason::IdentityConflict,
             Self::Off => Reason::NotActive,
-            Self::Pending(_) | Self::Tls(_) | Self::Carrier(CarrierError::Io(_)) => {
-                Reason::ConnectionLost
-            }
-            Self::Carrier(CarrierError::Closed(_)) => Reason::PeerClosed,
-            Self::Carrier(_) | Self::NotHello(_) | Self::Hello(_) => Reason::ProtocolError,
+            Self::Pending(_) | Self::Tls(_) => Reason::ConnectionLost,
+            Self::NoHello(why) => why.reason(),
         }
     }
 
@@ -197,11 +190,7 @@ impl Guest {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let first = carrier.receive().await?;
-        let Frame::Hello(body) = first else {
-            return Err(Turned::NotHello(first.name()));
-        };
-        let hello = MeshHello::decode(&body)?;
+        let hello: MeshHello = carrier.receive_hello().await?;
         if !self.terms.on && !hello.resumes() {
             return Err(Turned::Off);
         }
@@ -216,7 +205,7 @@ impl Guest {
             proven: proof.names.clone(),
         };
         self.mesh.links.judge_inbound(&claim)?;
-        let answer = self.terms.answer().encode()?;
+        let answer = self.terms.answer().encode().map_err(NoHello::Hello)?;
         self.mesh.count_handshake("in", "out");
         // Written by the driver, before anything else.
         carrier.queue(Frame::HelloAck(answer.into()));

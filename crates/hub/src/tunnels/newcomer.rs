@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nowconnect_link::meter::Bounds;
-use nowconnect_link::session::{Carrier, CarrierError, LinkClosed, LinkConfig, Peer, Role, start};
+use nowconnect_link::session::{Carrier, LinkClosed, LinkConfig, NoHello, Peer, Role, start};
 use nowconnect_link::stream::Stream;
 use nowconnect_link::upgrade::{Pending, Upgraded};
 use nowconnect_link::wire::Wire;
 use nowconnect_link::ws::{self, Mask};
 use nowconnect_proto::Reason;
 use nowconnect_proto::frame::Frame;
-use nowconnect_proto::hello::{Body, Hello, HelloAck, HelloError, Instance, Rejected, UpdateAck};
+use nowconnect_proto::hello::{Body, Hello, HelloAck, Instance, Rejected, UpdateAck};
 use nowconnect_proto::json_v1::bridge::{self, Bridge, BridgeConfig};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -49,11 +49,7 @@ enum Turned {
     #[error("no HELLO within {} s", HELLO_DEADLINE.as_secs())]
     Late,
     #[error(transparent)]
-    Carrier(#[from] CarrierError),
-    #[error("{0} where HELLO was due")]
-    NotHello(&'static str),
-    #[error("HELLO: {0}")]
-    Hello(#[from] HelloError),
+    NoHello(#[from] NoHello),
     #[error("HELLO names another agent than the token")]
     OtherAgent,
     #[error("the token grants none of the {0} connectors")]
@@ -67,9 +63,7 @@ impl Turned {
     fn reason(&self) -> Reason {
         match self {
             Self::Late => Reason::HandshakeTimeout,
-            Self::Carrier(CarrierError::Io(_)) => Reason::ConnectionLost,
-            Self::Carrier(CarrierError::Closed(_)) => Reason::PeerClosed,
-            Self::Carrier(_) | Self::NotHello(_) | Self::Hello(_) => Reason::ProtocolError,
+            Self::NoHello(why) => why.reason(),
             Self::OtherAgent => Reason::AuthFailed,
             Self::NothingGranted(_) => Reason::Denied,
             Self::Claim(ClaimError::Conflict) => Reason::IdentityConflict,
@@ -132,13 +126,9 @@ impl Newcomer {
     }
 
     async fn greet(&self, carrier: &mut Carrier<Stream>) -> Result<Admitted, Turned> {
-        let first = timeout(HELLO_DEADLINE, carrier.receive())
+        let hello: Hello = timeout(HELLO_DEADLINE, carrier.receive_hello())
             .await
             .map_err(|_| Turned::Late)??;
-        let Frame::Hello(body) = first else {
-            return Err(Turned::NotHello(first.name()));
-        };
-        let hello = Hello::decode(&body)?;
         if hello.agent_id != self.identity.agent_id {
             return Err(Turned::OtherAgent);
         }
@@ -158,7 +148,10 @@ impl Newcomer {
             connectors: exports.clone(),
         };
         let lease = self.tunnels.registry.claim(claim).await?;
-        let ack = self.acknowledgement(lease.epoch()).encode()?;
+        let ack = self
+            .acknowledgement(lease.epoch())
+            .encode()
+            .map_err(NoHello::Hello)?;
         // Written only once the directory knows the tunnel: an agent that is told it is ready can
         // be reached.
         carrier.queue(Frame::HelloAck(ack.into()));

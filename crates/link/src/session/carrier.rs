@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use nowconnect_proto::frame::MAX_JSON_BODY;
+use nowconnect_proto::hello::{Body, HelloError};
 use nowconnect_proto::{Frame, Reason};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
@@ -75,6 +76,32 @@ pub enum GreetError {
     /// There will be no more frames.
     #[error(transparent)]
     Carrier(#[from] CarrierError),
+}
+
+/// Why nobody was introduced.
+#[derive(Debug, thiserror::Error)]
+pub enum NoHello {
+    /// Another frame came first.
+    #[error("{0} where HELLO was due")]
+    Unexpected(&'static str),
+    /// What the introduction says, or the answer to it, makes no sense.
+    #[error("HELLO: {0}")]
+    Hello(#[from] HelloError),
+    /// There will be no frames.
+    #[error(transparent)]
+    Carrier(#[from] CarrierError),
+}
+
+impl NoHello {
+    /// What the other side is told.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Carrier(CarrierError::Io(_)) => Reason::ConnectionLost,
+            Self::Carrier(CarrierError::Closed(_)) => Reason::PeerClosed,
+            Self::Carrier(_) | Self::Unexpected(_) | Self::Hello(_) => Reason::ProtocolError,
+        }
+    }
 }
 
 /// The WebSocket of one link.
@@ -177,6 +204,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
                 Err(GreetError::Refused(Reason::from_name(&word)))
             }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for HELLO, which comes first, and reads its body. The caller sets the deadline.
+    ///
+    /// # Errors
+    /// See [`NoHello`].
+    pub async fn receive_hello<H: Body>(&mut self) -> Result<H, NoHello> {
+        match self.receive().await? {
+            Frame::Hello(body) => Ok(H::decode(&body)?),
+            other => Err(NoHello::Unexpected(other.name())),
         }
     }
 
