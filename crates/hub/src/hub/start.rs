@@ -18,7 +18,7 @@ use super::{Hub, HubError, LogLevelHook, token};
 use crate::admin::{Admin, Scope, Token};
 use crate::config::{AdminConfig, HubConfig};
 use crate::forward::{self, Forward};
-use crate::listener::Inherited;
+use crate::listener::{Inherited, Listener};
 use crate::mesh::{self, Mesh, MeshEvents};
 use crate::metrics::Metrics;
 use crate::pdp::{self, Pdp};
@@ -66,6 +66,130 @@ impl Prepared {
     }
 }
 
+/// What all parts share.
+struct Base {
+    hub: Arc<str>,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
+    shards: Shards,
+    tracer: Tracer,
+    engine: Arc<Engine>,
+    health: Arc<Health>,
+    policy: Arc<Policy>,
+    pdp: Arc<Pdp>,
+}
+
+impl Base {
+    fn new(
+        config: &HubConfig,
+        metrics: Arc<Metrics>,
+        tasks: Tasks,
+        shards: Shards,
+        tracer: Tracer,
+    ) -> Self {
+        let hub: Arc<str> = config.ha.replica_id.as_str().into();
+        Self {
+            engine: Arc::new(engine(config, &metrics)),
+            health: Arc::new(Health::new(config.ha.mode)),
+            policy: Arc::new(Policy::new(config)),
+            pdp: Pdp::new(hub.clone(), metrics.clone(), tasks.clone()),
+            hub,
+            metrics,
+            tasks,
+            shards,
+            tracer,
+        }
+    }
+}
+
+/// Who serves clients: the agents of this hub, and what is known of those of others.
+struct Agents {
+    registry: Arc<Registry>,
+    tunnels: Arc<Tunnels>,
+    probes: Arc<Probes>,
+}
+
+impl Agents {
+    fn new(config: &HubConfig, prepared: &Prepared, base: &Base) -> Self {
+        let (metrics, tasks) = (&base.metrics, &base.tasks);
+        let registry = Registry::new(base.hub.clone(), metrics.clone(), tasks.clone());
+        let verifier = prepared.keys.verifier(&config.security);
+        let gate = Gate::new(verifier, &config.security, metrics.clone());
+        let tunnels = Tunnels::new(
+            config,
+            gate,
+            registry.clone(),
+            base.engine.clone(),
+            metrics.clone(),
+            tasks.clone(),
+        );
+        if let Some(tls) = &prepared.tls {
+            tunnels.judge_certificates_by(tls.agents.clone());
+        }
+        let probes = Probes::new(
+            tunnels.clone(),
+            registry.clone(),
+            base.engine.clone(),
+            metrics.clone(),
+        );
+        Self {
+            registry,
+            tunnels,
+            probes,
+        }
+    }
+}
+
+/// How clients get to them: those of this hub, and those of others.
+struct Ways {
+    listeners: Arc<Mutex<Vec<Listener>>>,
+    mesh: Arc<Mesh>,
+    router: Arc<Router>,
+    forward: Arc<Forward>,
+    crossings: Arc<Crossings>,
+}
+
+impl Ways {
+    fn new(config: &HubConfig, prepared: &mesh::Prepared, agents: &Agents, base: &Base) -> Self {
+        let (metrics, tasks) = (&base.metrics, &base.tasks);
+        let mesh = Mesh::new(
+            prepared,
+            base.engine.clone(),
+            metrics.clone(),
+            tasks.clone(),
+            base.shards.clone(),
+        );
+        let parts = router::Parts {
+            tunnels: agents.tunnels.clone(),
+            registry: agents.registry.clone(),
+            mesh: mesh.clone(),
+            pdp: base.pdp.clone(),
+            engine: base.engine.clone(),
+            metrics: metrics.clone(),
+            tracer: base.tracer.clone(),
+        };
+        let router = Router::new(parts, config.ha.mode, tasks.clone());
+        let parts = forward::Parts {
+            tunnels: agents.tunnels.clone(),
+            policy: base.policy.clone(),
+            pdp: base.pdp.clone(),
+            metrics: metrics.clone(),
+            tracer: base.tracer.clone(),
+        };
+        let forward = Forward::new(config, parts, tasks.clone());
+        let crossings = Crossings::new(&router, forward.clone(), tasks.clone());
+        let events: Arc<dyn MeshEvents> = crossings.clone();
+        mesh.set_events(Arc::downgrade(&events));
+        Self {
+            listeners: Arc::default(),
+            mesh,
+            router,
+            forward,
+            crossings,
+        }
+    }
+}
+
 impl Hub {
     /// Binds everything that is not `inherited`, then serves: tunnels on `shards`, all else on the current
     /// runtime. Flows are traced by `tracer`.
@@ -80,129 +204,70 @@ impl Hub {
         tracer: Tracer,
     ) -> Result<Self, HubError> {
         let (metrics, tasks) = (Metrics::new(), Tasks::new());
-        let Prepared {
-            ports,
-            mesh_port,
-            mesh_change,
-            tls,
-            mesh: mesh_config,
-            token,
-            decisions,
-            questions,
-            keys,
-        } = Prepared::load(&config, &inherited, &metrics, &tasks)?;
-
-        let hub: Arc<str> = config.ha.replica_id.as_str().into();
-        let health = Arc::new(Health::new(config.ha.mode));
-        let policy = Arc::new(Policy::new(&config));
-        let engine = Arc::new(engine(&config, &metrics));
-        let pdp = Pdp::new(hub.clone(), metrics.clone(), tasks.clone());
-        pdp.commit(decisions);
-        let registry = Registry::new(hub, metrics.clone(), tasks.clone());
-        let tunnels = Tunnels::new(
-            &config,
-            Gate::new(
-                keys.verifier(&config.security),
-                &config.security,
-                metrics.clone(),
-            ),
-            registry.clone(),
-            engine.clone(),
-            metrics.clone(),
-            tasks.clone(),
-        );
-        if let Some(tls) = &tls {
-            tunnels.judge_certificates_by(tls.agents.clone());
-        }
-        let probes = Probes::new(
-            tunnels.clone(),
-            registry.clone(),
-            engine.clone(),
-            metrics.clone(),
-        );
-        probes.commit(questions);
-        let mesh = Mesh::new(
-            &mesh_config,
-            engine.clone(),
-            metrics.clone(),
-            tasks.clone(),
-            shards.clone(),
-        );
-        let parts = router::Parts {
-            tunnels: tunnels.clone(),
-            registry: registry.clone(),
-            mesh: mesh.clone(),
-            pdp: pdp.clone(),
-            engine: engine.clone(),
-            metrics: metrics.clone(),
-            tracer: tracer.clone(),
-        };
-        let router = Router::new(parts, config.ha.mode, tasks.clone());
-        let parts = forward::Parts {
-            tunnels: tunnels.clone(),
-            policy: policy.clone(),
-            pdp: pdp.clone(),
-            metrics: metrics.clone(),
-            tracer,
-        };
-        let forward = Forward::new(&config, parts, tasks.clone());
-        let crossings = Crossings::new(&router, forward.clone(), tasks.clone());
-        let events: Arc<dyn MeshEvents> = crossings.clone();
-        mesh.set_events(Arc::downgrade(&events));
-        let listeners = Arc::<Mutex<_>>::default();
-        let scope = Scope {
-            health: health.clone(),
-            tunnels: tunnels.clone(),
-            registry: registry.clone(),
-            mesh: mesh.clone(),
-            forward,
-            probes: probes.clone(),
-            router: router.clone(),
-            policy: policy.clone(),
-            pdp: pdp.clone(),
-            listeners: listeners.clone(),
-            metrics: metrics.clone(),
-        };
-        let over_tls = tls.is_some() && !is_local(&config.admin);
-        let (admin, orders) = Admin::new(scope, &config, token, over_tls);
-        crossings.set_admin(&admin);
+        let prepared = Prepared::load(&config, &inherited, &metrics, &tasks)?;
+        let base = Base::new(&config, metrics, tasks, shards, tracer);
+        let agents = Agents::new(&config, &prepared, &base);
+        let ways = Ways::new(&config, &prepared.mesh, &agents, &base);
+        base.pdp.commit(prepared.decisions);
+        agents.probes.commit(prepared.questions);
+        let over_tls = prepared.tls.is_some() && !is_local(&config.admin);
+        let scope = scope(&base, &agents, &ways);
+        let (admin, orders) = Admin::new(scope, &config, prepared.token, over_tls);
+        ways.crossings.set_admin(&admin);
         let hub = Self {
-            http: ports.http(),
+            http: prepared.ports.http(),
             config: tokio::sync::Mutex::new(config),
             inherited,
-            listeners,
+            listeners: ways.listeners,
             settled: CancellationToken::new(),
             admin,
             orders: tokio::sync::Mutex::new(orders),
-            metrics,
-            health,
-            policy,
-            pdp,
-            registry,
-            mesh,
-            mesh_port: Arc::new(mesh_port),
-            crossings,
-            tunnels,
-            probes,
-            router,
-            engine,
-            keys,
-            tls,
+            metrics: base.metrics,
+            health: base.health,
+            policy: base.policy,
+            pdp: base.pdp,
+            registry: agents.registry,
+            mesh: ways.mesh,
+            mesh_port: Arc::new(prepared.mesh_port),
+            crossings: ways.crossings,
+            tunnels: agents.tunnels,
+            probes: agents.probes,
+            router: ways.router,
+            engine: base.engine,
+            keys: prepared.keys,
+            tls: prepared.tls,
             set_log_level,
-            shards,
-            tasks,
+            shards: base.shards,
+            tasks: base.tasks,
         };
         hub.show().await;
         {
             let config = hub.config.lock().await;
             hub.registry.configure(StoreConfig::of(&config.ha));
-            hub.mesh.commit(mesh_config);
+            hub.mesh.commit(prepared.mesh);
             hub.inherited.report_idle(&config);
         }
         hub.watch_troubles();
-        hub.serve(ports);
-        hub.open_mesh(mesh_change);
+        hub.serve(prepared.ports);
+        hub.open_mesh(prepared.mesh_change);
         Ok(hub)
+    }
+}
+
+/// What the admin API shows and does.
+fn scope(base: &Base, agents: &Agents, ways: &Ways) -> Scope {
+    Scope {
+        health: base.health.clone(),
+        tunnels: agents.tunnels.clone(),
+        registry: agents.registry.clone(),
+        mesh: ways.mesh.clone(),
+        forward: ways.forward.clone(),
+        probes: agents.probes.clone(),
+        router: ways.router.clone(),
+        policy: base.policy.clone(),
+        pdp: base.pdp.clone(),
+        listeners: ways.listeners.clone(),
+        metrics: base.metrics.clone(),
     }
 }
 
