@@ -7,8 +7,9 @@ use crate::admin::{Access, Admin, query};
 use crate::cells::{counted, list, silent, word};
 use crate::failure::Failure;
 use crate::runtime::block_on;
-use crate::screen::{How, Screen};
+use crate::screen::Screen;
 use crate::status::{agent_table, target_table};
+use crate::view::View;
 
 const LIST: &str = "\
 Examples:
@@ -59,9 +60,7 @@ enum Action {
 #[command(after_help = LIST)]
 struct List {
     #[command(flatten)]
-    access: Access,
-    #[command(flatten)]
-    how: How,
+    view: View,
     /// Only agents that export this connector
     #[arg(long, value_name = "NAME")]
     connector: Option<String>,
@@ -103,12 +102,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn show(args: &List) -> Result<(), Failure> {
-    let admin = Admin::new(&args.access)?;
     let keys = [
         ("limit", Some("1000")),
         ("connector", args.connector.as_deref()),
     ];
-    let look = async || admin.pages("agents", &keys, None, true).await;
+    let fetch = async |admin: &Admin| admin.pages("agents", &keys, None, true).await;
     let describe = |report: &Value, screen: &Screen, _: Option<usize>| {
         let mut text = agent_table(&report["agents"]).render(screen);
         let targets = target_table(&report["agents"], |_| true);
@@ -118,8 +116,7 @@ fn show(args: &List) -> Result<(), Failure> {
         }
         text + &silent(report)
     };
-    block_on(Screen::new().show(args.how, look, describe))??;
-    Ok(())
+    args.view.show(fetch, describe).map(drop)
 }
 
 fn order(which: &Which, action: &str) -> Result<(), Failure> {

@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use crate::admin::{Access, Admin};
+use crate::admin::Admin;
 use crate::cells::{age_ms, bytes, list, row, silent, word};
 use crate::failure::Failure;
-use crate::runtime::block_on;
-use crate::screen::{How, Screen};
+use crate::screen::Screen;
 use crate::table::Table;
+use crate::view::View;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,9 +25,7 @@ is waiting has lost its path and looks for another.";
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
-    access: Access,
-    #[command(flatten)]
-    how: How,
+    view: View,
     /// Only flows of this connector
     #[arg(long, value_name = "NAME")]
     connector: Option<String>,
@@ -64,10 +62,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let admin = Admin::new(&args.access)?;
-    let look = async || fetch(&admin, args).await;
-    block_on(Screen::new().show(args.how, look, tables))??;
-    Ok(())
+    let fetch = async |admin: &Admin| fetch(admin, args).await;
+    args.view.show(fetch, tables).map(drop)
 }
 
 async fn fetch(admin: &Admin, args: &Args) -> anyhow::Result<Value> {

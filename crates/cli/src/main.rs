@@ -33,6 +33,7 @@ mod table;
 mod timestamp;
 mod token;
 mod traces;
+mod view;
 
 use std::process::ExitCode;
 

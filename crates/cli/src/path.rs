@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 use anyhow::anyhow;
 use serde_json::Value;
 
-use crate::admin::{Access, Admin, query};
+use crate::admin::{Admin, query};
 use crate::cells::{age, bytes, counted, list, ms, silent, word};
 use crate::failure::Failure;
-use crate::runtime::block_on;
-use crate::screen::{How, Screen};
+use crate::screen::Screen;
 use crate::status::{certificate, errors};
 use crate::table::Table;
+use crate::view::View;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,9 +29,7 @@ pub(crate) struct Args {
     /// The connector
     connector: String,
     #[command(flatten)]
-    access: Access,
-    #[command(flatten)]
-    how: How,
+    view: View,
     /// Only ways from this hub
     #[arg(long, value_name = "HUB")]
     from: Option<String>,
@@ -46,14 +44,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         let error = anyhow!("{:?} is no name of a connector", args.connector);
         return Err(Failure::usage(error));
     }
-    let admin = Admin::new(&args.access)?;
     let limit = args.limit.to_string();
     let path = query(
         &format!("connectors/{}/path", args.connector),
         &[("limit", Some(&limit)), ("hub", args.from.as_deref())],
     );
-    let look = async || admin.get(&path).await;
-    let report = block_on(Screen::new().show(args.how, look, describe))??;
+    let fetch = async |admin: &Admin| admin.get(&path).await;
+    let report = args.view.show(fetch, describe)?;
     let paths = list(&report["paths"]);
     match paths.iter().any(|path| path["state"] == "complete") {
         true => Ok(()),
@@ -107,7 +104,22 @@ fn describe(report: &Value, screen: &Screen, width: Option<usize>) -> String {
 
 fn cells(hop: &Value) -> Vec<String> {
     let kind = word(&hop["kind"]);
-    let what = match kind.as_str() {
+    let mark = match (kind.as_str(), hop["ok"].as_bool()) {
+        (_, Some(true)) => "ok",
+        (_, Some(false)) => "BROKEN",
+        ("target", None) => "",
+        (_, None) => "?",
+    };
+    vec![
+        kind.replace('_', " "),
+        word(&hop["hub"]),
+        mark.to_owned(),
+        what(&kind, hop),
+    ]
+}
+
+fn what(kind: &str, hop: &Value) -> String {
+    match kind {
         "listener" => {
             let all = list(&hop["listeners"]).iter();
             let all: Vec<_> = all
@@ -115,35 +127,8 @@ fn cells(hop: &Value) -> Vec<String> {
                 .collect();
             all.join(", ")
         }
-        "origin" => {
-            let counts = &hop["counts"];
-            let mut what = format!("{}, {}", word(&hop["status"]), word(&hop["mode"]));
-            if counts.is_object() {
-                let _ = write!(
-                    what,
-                    ", {}, opens {} (p50) {} (p95), turned away {}",
-                    counted(&counts["flows"], "flow"),
-                    ms(&counts["open_p50_ms"]),
-                    ms(&counts["open_p95_ms"]),
-                    errors(std::slice::from_ref(hop))
-                );
-            }
-            what
-        }
-        "mesh_link" => format!(
-            "to {}: {} for {}, RTT {}, {}, {} queued, {} in flight{}",
-            word(&hop["to"]),
-            word(&hop["state"]),
-            age(&hop["since_sec"]),
-            ms(&hop["rtt_ms"]),
-            counted(&hop["flows"], "flow"),
-            counted(&hop["queue_frames"], "frame"),
-            bytes(&hop["inflight_bytes"]),
-            match &hop["last_error"] {
-                Value::Null => String::new(),
-                error => format!(", {}", word(error)),
-            }
-        ),
+        "origin" => origin(hop),
+        "mesh_link" => mesh_link(hop),
         "owner" => format!(
             "{}, {}, epoch {}",
             word(&hop["status"]),
@@ -166,34 +151,57 @@ fn cells(hop: &Value) -> Vec<String> {
             word(&hop["version"]),
             word(&hop["instance"])
         ),
-        "target" if hop["ok"] == true => {
-            let probe = &hop["probe"];
-            let (kind, took) = (word(&probe["type"]), ms(&probe["latency_ms"]));
-            let mut what = format!("answers its {kind} probe in {took}");
-            if probe["certificate"].is_object() {
-                let _ = write!(
-                    what,
-                    ", certificate: {}",
-                    certificate(&probe["certificate"])
-                );
-            }
-            what
-        }
+        "target" if hop["ok"] == true => answering(&hop["probe"]),
         "target" => word(&hop["detail"]),
         _ => String::new(),
-    };
-    let mark = match (kind.as_str(), hop["ok"].as_bool()) {
-        (_, Some(true)) => "ok",
-        (_, Some(false)) => "BROKEN",
-        ("target", None) => "",
-        (_, None) => "?",
-    };
-    vec![
-        kind.replace('_', " "),
-        word(&hop["hub"]),
-        mark.to_owned(),
-        what,
-    ]
+    }
+}
+
+fn origin(hop: &Value) -> String {
+    let counts = &hop["counts"];
+    let mut what = format!("{}, {}", word(&hop["status"]), word(&hop["mode"]));
+    if counts.is_object() {
+        let _ = write!(
+            what,
+            ", {}, opens {} (p50) {} (p95), turned away {}",
+            counted(&counts["flows"], "flow"),
+            ms(&counts["open_p50_ms"]),
+            ms(&counts["open_p95_ms"]),
+            errors(std::slice::from_ref(hop))
+        );
+    }
+    what
+}
+
+fn mesh_link(hop: &Value) -> String {
+    format!(
+        "to {}: {} for {}, RTT {}, {}, {} queued, {} in flight{}",
+        word(&hop["to"]),
+        word(&hop["state"]),
+        age(&hop["since_sec"]),
+        ms(&hop["rtt_ms"]),
+        counted(&hop["flows"], "flow"),
+        counted(&hop["queue_frames"], "frame"),
+        bytes(&hop["inflight_bytes"]),
+        match &hop["last_error"] {
+            Value::Null => String::new(),
+            error => format!(", {}", word(error)),
+        }
+    )
+}
+
+/// A target that is well, by its latest probe.
+fn answering(probe: &Value) -> String {
+    let (kind, took) = (word(&probe["type"]), ms(&probe["latency_ms"]));
+    let mut what = format!("answers its {kind} probe in {took}");
+    if probe["certificate"].is_object() {
+        let _ = write!(
+            what,
+            ", certificate: {}",
+            certificate(&probe["certificate"])
+        );
+    }
+    what
 }
 
 #[cfg(test)]

@@ -5,12 +5,12 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use crate::admin::{Access, Admin};
+use crate::admin::Admin;
 use crate::cells::{age, bytes, counted, list, ms, row, silent, word, words};
 use crate::failure::Failure;
-use crate::runtime::block_on;
-use crate::screen::{How, Screen};
+use crate::screen::Screen;
 use crate::table::Table;
+use crate::view::View;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,20 +27,16 @@ second is named. Cells are cut to the width of the terminal (…); NO_COLOR turn
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
-    access: Access,
-    #[command(flatten)]
-    how: How,
+    view: View,
     /// Show the asked hub alone
     #[arg(long)]
     this_hub: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let admin = Admin::new(&args.access)?;
     let scope = if args.this_hub { "hub" } else { "cluster" };
-    let look = async || fetch(&admin, scope).await;
-    block_on(Screen::new().show(args.how, look, tables))??;
-    Ok(())
+    let fetch = async |admin: &Admin| fetch(admin, scope).await;
+    args.view.show(fetch, tables).map(drop)
 }
 
 async fn fetch(admin: &Admin, scope: &str) -> anyhow::Result<Value> {
