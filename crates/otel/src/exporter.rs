@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::message::Speaker;
+use crate::message::{Process, Speaker};
 use crate::otlp::Response;
 use crate::outage::{Failure, Outage};
 use crate::queue::Queue;
@@ -36,17 +36,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 const MOST_ANSWER: usize = 64 * 1024;
 /// Characters of what a collector says about spans that it rejects.
 const MOST_WORDS: usize = 200;
-
-/// Who makes the spans.
-#[derive(Clone, Debug)]
-pub struct Process {
-    /// `service.name` unless the configuration has another.
-    pub service: &'static str,
-    /// `service.instance.id`: which one of several.
-    pub instance: String,
-    /// `service.version`.
-    pub version: &'static str,
-}
 
 /// Why spans cannot be sent.
 #[derive(Debug, thiserror::Error)]

@@ -12,4 +12,5 @@ mod outage;
 mod queue;
 mod sampler;
 
-pub use exporter::{Exporter, Process, StartError};
+pub use exporter::{Exporter, StartError};
+pub use message::Process;

@@ -8,12 +8,22 @@ use nowconnect_link::trace::{self, Attribute, Kind, Value};
 use nowconnect_settings::TracesConfig;
 use prost::Message as _;
 
-use crate::exporter::Process;
 use crate::otlp::{
     AnyValue, Event, InstrumentationScope, KIND_CLIENT, KIND_INTERNAL, KIND_SERVER, KeyValue,
     REMOTE_PARENT, REMOTENESS_KNOWN, Request, Resource, ResourceSpans, SAMPLED, STATUS_ERROR,
     ScopeSpans, Span, Status, any_value,
 };
+
+/// Who makes the spans.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// `service.name` unless the configuration has another.
+    pub service: &'static str,
+    /// `service.instance.id`: which one of several.
+    pub instance: String,
+    /// `service.version`.
+    pub version: &'static str,
+}
 
 /// Who speaks: what every message begins with.
 #[derive(Debug)]

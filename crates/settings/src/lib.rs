@@ -14,6 +14,7 @@ mod exposure;
 mod field;
 mod fixed;
 mod key_spec;
+mod keys;
 mod load;
 mod logging;
 mod node;

@@ -5,14 +5,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nowconnect_agent::config::AgentConfig;
+use nowconnect_hub::auth::jwt;
 use nowconnect_hub::auth::key::allowed_algorithm;
 use serde_json::Value;
 
 use super::report::Report;
-use super::web::LEEWAY;
 
 /// A token that ends sooner is about to be missed.
 const SOON: i64 = 600;
+/// What hubs allow tokens, in seconds.
+pub(super) const LEEWAY: i64 = jwt::LEEWAY.as_secs() as i64;
 
 /// Compares a token with the configuration.
 pub(super) fn examine(

@@ -15,15 +15,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::claims::span;
+use super::claims::{LEEWAY, span};
 use super::report::Report;
 
 /// For a name, and for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A clock that is off by more is told of.
 const SKEW: i64 = 5;
-/// Hubs allow tokens this much, in seconds.
-pub(super) const LEEWAY: i64 = 30;
 
 /// Resolves `host` and tells its addresses; `false` when it has none.
 pub(super) async fn resolve(host: &str, port: u16, report: &mut Report) -> bool {
