@@ -85,18 +85,12 @@ impl Metrics {
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::default();
         let mut r = Catalog(&mut registry);
-        let build = r.gauges(
-            "nowconnect_build_info",
-            "Always 1; the labels say which build runs",
-            ["version", "revision"],
-        );
+        r.build_info();
         let resumes = r.counters(
             "nowconnect_flow_resumes_total",
             "Flows whose path was lost, by result: resumed or expired",
             ["result"],
         );
-        let revision = option_env!("NOWCONNECT_REVISION").unwrap_or("unknown");
-        build.with([env!("CARGO_PKG_VERSION"), revision]).set(1);
         let cert_reloads = r.counters(
             "nowconnect_cert_reloads_total",
             "CA bundles, certificates and keys whose files had a new content, by use (hub) and result: applied or rejected",

@@ -66,6 +66,7 @@ impl Metrics {
         let mut registry = Registry::default();
         let mut catalog = Catalog(&mut registry);
         let flows = FlowMetrics::register(&mut catalog);
+        catalog.build_info();
         let tunnels = TunnelMetrics::register(&mut catalog);
         let mesh = MeshMetrics::register(&mut catalog);
         let audit = AuditMetrics::register(&mut catalog);

@@ -90,34 +90,6 @@ pub struct TunnelMetrics {
 
 impl TunnelMetrics {
     pub(super) fn register(r: &mut Catalog<'_>) -> Self {
-        let build = r.gauges(
-            "nowconnect_build_info",
-            "Always 1; the labels say which build runs",
-            ["version", "revision"],
-        );
-        let revision = option_env!("NOWCONNECT_REVISION").unwrap_or("unknown");
-        build.with([env!("CARGO_PKG_VERSION"), revision]).set(1);
-        let protocol_errors = r.counters(
-            "nowconnect_protocol_errors_total",
-            "Violations of the protocol by the other side, by interface and kind",
-            ["interface", "kind"],
-        );
-        for kind in TUNNEL_OFFENCES {
-            protocol_errors.with(["tunnel", kind]);
-        }
-        for kind in HTTP_OFFENCES {
-            protocol_errors.with(["http", kind]);
-        }
-        let cert_reloads = r.counters(
-            "nowconnect_cert_reloads_total",
-            "Certificates, keys and CAs whose files had a new content, by use (tunnel, mesh) and result: applied or rejected",
-            ["use", "result"],
-        );
-        for r#use in ["tunnel", "mesh"] {
-            for result in ["applied", "rejected"] {
-                cert_reloads.with([r#use, result]);
-            }
-        }
         Self {
             agents_connected: r.gauge(
                 "nowconnect_agents_connected",
@@ -143,7 +115,7 @@ impl TunnelMetrics {
                 "Agents turned away because of their token, by reason",
                 ["reason"],
             ),
-            protocol_errors,
+            protocol_errors: protocol_errors(r),
             handshakes_shed: r
                 .counters(
                     "nowconnect_handshakes_shed_total",
@@ -194,7 +166,7 @@ impl TunnelMetrics {
                 "Seconds until the certificate in use, or the first of the CAs, ends, by use: tunnel, client_ca, mesh, mesh_ca",
                 ["use"],
             ),
-            cert_reloads,
+            cert_reloads: cert_reloads(r),
         }
     }
 
@@ -202,4 +174,33 @@ impl TunnelMetrics {
     pub(crate) fn note_certificate(&self, r#use: &str, result: &str) {
         self.cert_reloads.with([r#use, result]).inc();
     }
+}
+
+fn protocol_errors(r: &mut Catalog<'_>) -> Vector<Counter, 2> {
+    let errors = r.counters(
+        "nowconnect_protocol_errors_total",
+        "Violations of the protocol by the other side, by interface and kind",
+        ["interface", "kind"],
+    );
+    for kind in TUNNEL_OFFENCES {
+        errors.with(["tunnel", kind]);
+    }
+    for kind in HTTP_OFFENCES {
+        errors.with(["http", kind]);
+    }
+    errors
+}
+
+fn cert_reloads(r: &mut Catalog<'_>) -> Vector<Counter, 2> {
+    let reloads = r.counters(
+        "nowconnect_cert_reloads_total",
+        "Certificates, keys and CAs whose files had a new content, by use (tunnel, mesh) and result: applied or rejected",
+        ["use", "result"],
+    );
+    for r#use in ["tunnel", "mesh"] {
+        for result in ["applied", "rejected"] {
+            reloads.with([r#use, result]);
+        }
+    }
+    reloads
 }

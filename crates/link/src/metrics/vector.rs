@@ -155,6 +155,17 @@ impl Catalog<'_> {
         self.vector(name, help, labels, make)
     }
 
+    /// `nowconnect_build_info`, which tells which build runs.
+    pub fn build_info(&mut self) {
+        let build = self.gauges(
+            "nowconnect_build_info",
+            "Always 1; the labels say which build runs",
+            ["version", "revision"],
+        );
+        let revision = option_env!("NOWCONNECT_REVISION").unwrap_or("unknown");
+        build.with([env!("CARGO_PKG_VERSION"), revision]).set(1);
+    }
+
     fn vector<M, const N: usize>(
         &mut self,
         name: &'static str,
