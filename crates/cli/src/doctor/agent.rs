@@ -77,28 +77,7 @@ async fn hub(
             "use wss://",
         );
     }
-    let known = match probe.proxy_for(url) {
-        Some(proxy) => {
-            report.ok("proxy", format!("through {proxy}"));
-            web::resolve(proxy.host(), proxy.port(), report).await
-        }
-        None => {
-            let proxy = &config.proxy;
-            let set = proxy.https_proxy.is_some() || proxy.http_proxy.is_some();
-            report.ok(
-                "proxy",
-                match (set, url.is_loopback()) {
-                    (false, _) => "none is configured: directly",
-                    (true, true) => "this machine itself is reached directly",
-                    (true, false) => {
-                        "directly: NO_PROXY lists this host, or the proxy is for the other scheme"
-                    }
-                },
-            );
-            web::resolve(url.host(), url.port(), report).await
-        }
-    };
-    if !known {
+    if !way(probe, url, config, report).await {
         return;
     }
     let began = Instant::now();
@@ -116,6 +95,28 @@ async fn hub(
     if let Some(there) = web::clock(stream, url, "the hub", report).await {
         claims::at_the_hub(token, there, report);
     }
+    upgrade(probe, url, report).await;
+}
+
+/// Tells of the first machine on the way to a hub; `false` when its name has no address.
+async fn way(probe: &Probe<'_>, url: &WsUrl, config: &AgentConfig, report: &mut Report) -> bool {
+    if let Some(proxy) = probe.proxy_for(url) {
+        report.ok("proxy", format!("through {proxy}"));
+        return web::resolve(proxy.host(), proxy.port(), report).await;
+    }
+    let proxy = &config.proxy;
+    let set = proxy.https_proxy.is_some() || proxy.http_proxy.is_some();
+    let directly = match (set, url.is_loopback()) {
+        (false, _) => "none is configured: directly",
+        (true, true) => "this machine itself is reached directly",
+        (true, false) => "directly: NO_PROXY lists this host, or the proxy is for the other scheme",
+    };
+    report.ok("proxy", directly);
+    web::resolve(url.host(), url.port(), report).await
+}
+
+/// Tells whether the hub lets the agent in.
+async fn upgrade(probe: &Probe<'_>, url: &WsUrl, report: &mut Report) {
     match probe.knock(url).await {
         Ok(welcome) => {
             let version = match welcome.protocol {

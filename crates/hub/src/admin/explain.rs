@@ -269,6 +269,7 @@ async fn decide<'a>(
         report.skip("pdp", "nobody would be asked");
         return None;
     }
+    let no = ListenerError::PdpDenied.as_str();
     let mut asked = Vec::new();
     for candidate in candidates {
         let repeated = asked
@@ -293,26 +294,13 @@ async fn decide<'a>(
         asked.push(told);
         match decision {
             Ok(pass) => {
-                let mut detail = match pass {
-                    Pass::Cached => format!("an allow for {} is remembered", candidate.agent_id),
-                    Pass::FailedOpen => "no answer, and pdp.fail_open is set".to_owned(),
-                    _ => format!("{} is allowed", candidate.agent_id),
-                };
-                if let Some(hub) = &candidate.hub {
-                    detail += &format!("; {hub} decides by its own configuration as well");
-                }
-                report.step("pdp", None, detail, json!(asked));
+                report.step("pdp", None, grounds(pass, candidate), json!(asked));
                 return Some(candidate);
             }
             Err(Refused::Denied) => {}
             Err(Refused::Failed) => {
                 let detail = "no answer, and pdp.fail_open is not set".to_owned();
-                report.step(
-                    "pdp",
-                    Some(ListenerError::PdpDenied.as_str()),
-                    detail,
-                    json!(asked),
-                );
+                report.step("pdp", Some(no), detail, json!(asked));
                 return None;
             }
         }
@@ -322,11 +310,20 @@ async fn decide<'a>(
         .filter_map(|told| told["agent_id"].as_str())
         .collect();
     let detail = format!("denied: {}", denied.join(", "));
-    report.step(
-        "pdp",
-        Some(ListenerError::PdpDenied.as_str()),
-        detail,
-        json!(asked),
-    );
+    report.step("pdp", Some(no), detail, json!(asked));
     None
+}
+
+/// Why a client may go to this agent.
+fn grounds(pass: Pass, candidate: &Candidate) -> String {
+    let agent = &candidate.agent_id;
+    let mut grounds = match pass {
+        Pass::Cached => format!("an allow for {agent} is remembered"),
+        Pass::FailedOpen => "no answer, and pdp.fail_open is set".to_owned(),
+        _ => format!("{agent} is allowed"),
+    };
+    if let Some(hub) = &candidate.hub {
+        grounds += &format!("; {hub} decides by its own configuration as well");
+    }
+    grounds
 }

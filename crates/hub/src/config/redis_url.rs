@@ -76,12 +76,7 @@ impl Target {
             "cluster" => (Kind::Cluster, path),
             "sentinel" => {
                 let (master, db) = path.split_once('/').unwrap_or((path, ""));
-                let master = if master.is_empty() {
-                    DEFAULT_MASTER
-                } else {
-                    master
-                };
-                let master = decode(master)?;
+                let master = some(master)?.unwrap_or_else(|| DEFAULT_MASTER.to_owned());
                 (Kind::Sentinel { master }, db)
             }
             _ => return None,
@@ -98,17 +93,7 @@ impl Target {
         if nodes.len() > MAX_NODES || (alone && nodes.len() > 1) {
             return None;
         }
-        let (user, password) = match credentials {
-            Some(credentials) => {
-                let (user, password) = credentials
-                    .split_once(':')
-                    .map_or((credentials, None), |(user, password)| {
-                        (user, Some(password))
-                    });
-                (some(user)?, password.map_or(Some(None), some)?)
-            }
-            None => (None, None),
-        };
+        let (user, password) = credentials.map_or(Some((None, None)), login)?;
         let parameter = |name: &str| {
             let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
             let found = pairs.into_iter().find(|(key, _)| *key == name);
@@ -165,6 +150,12 @@ fn node(text: &str, port: u16) -> Option<Node> {
         host: host.to_owned(),
         port,
     })
+}
+
+/// User and password of `user[:password]`.
+fn login(credentials: &str) -> Option<(Option<String>, Option<String>)> {
+    let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+    Some((some(user)?, some(password)?))
 }
 
 /// Decoded, with an empty text as none; `None` when it cannot be decoded.
