@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nowconnect_testkit::collector::{Collector, Reply, Span};
 use nowconnect_testkit::fault_proxy::{Cut, FaultProxy};
-use nowconnect_testkit::lab::{Lab, peers};
+use nowconnect_testkit::lab::{AgentPlan, HubPlan, Lab, peers};
 use nowconnect_testkit::log::Mark;
 use nowconnect_testkit::pdp::{Pdp, Reply as PdpReply};
 use nowconnect_testkit::ports;
@@ -24,6 +24,56 @@ const EXPORTED: &str = "nowconnect_trace_spans_exported_total";
 
 fn lab() -> Result<Lab> {
     Lab::new(env!("CARGO_BIN_EXE_nowconnect"))
+}
+
+/// Who is told of flows, and where they lead.
+struct Scene {
+    lab: Lab,
+    collector: Collector,
+    echo: Target,
+}
+
+impl Scene {
+    /// With a collector that answers so.
+    async fn new(reply: Reply) -> Result<Self> {
+        Ok(Self {
+            lab: lab()?,
+            collector: Collector::start(reply).await?,
+            echo: Target::echo().await?,
+        })
+    }
+
+    /// A hub with the listener `echo` that tells the collector.
+    fn hub(&self, name: &str) -> HubPlan<'_> {
+        let hub = self.lab.hub(name).listener("echo");
+        hub.env(ENDPOINT, &self.collector.url())
+    }
+
+    /// An agent that exports the target, and tells nobody.
+    fn untraced_agent(&self) -> AgentPlan<'_> {
+        self.lab.agent_for(&[("echo", self.echo.addr())])
+    }
+
+    /// An agent that exports the target and tells the collector.
+    fn agent(&self) -> AgentPlan<'_> {
+        self.untraced_agent().env(ENDPOINT, &self.collector.url())
+    }
+
+    /// The span of the flow that `client` makes, behind those of earlier ones.
+    async fn flow_of(&self, client: impl Future<Output = Result<()>>) -> Result<Span> {
+        let spans = self.collector.spans();
+        let before = spans.iter().filter(|span| span.name == "flow").count();
+        client.await?;
+        let mut flows = self.collector.wait("flow", before + 1).await?;
+        Ok(flows.remove(before))
+    }
+
+    /// The spans called `name` of the same trace.
+    fn beside(&self, flow: &Span, name: &str) -> Vec<Span> {
+        let mut spans = self.collector.spans();
+        spans.retain(|span| span.trace == flow.trace && span.name == name);
+        spans
+    }
 }
 
 /// Sends a word, gets it back, and leaves in order.
@@ -49,23 +99,14 @@ fn the<'a>(spans: &'a [Span], service: &str, name: &str) -> Result<&'a Span> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_trace_crosses_hubs_and_agent() -> Result<()> {
-    let (lab, redis, collector) = (
-        lab()?,
-        Redis::start().await?,
-        Collector::start(Reply::Ok).await?,
-    );
-    let echo = Target::echo().await?;
-    let plans = ["hub-a", "hub-b"].map(|name| {
-        let plan = lab.hub(name).listener("echo");
-        plan.env(ENDPOINT, &collector.url())
-    });
+    let (scene, redis) = (Scene::new(Reply::Ok).await?, Redis::start().await?);
+    let plans = ["hub-a", "hub-b"].map(|name| scene.hub(name));
     let mut plans = peers(plans.into(), "active", &redis.url()).into_iter();
     let (owner, origin) = (plans.next().context("one")?, plans.next().context("two")?);
     let (mut owner, mut origin) = (owner.spawn()?, origin.spawn()?);
     owner.wait_ready().await?;
     origin.wait_ready().await?;
-    let agent = lab.agent("site-1").target("echo", echo.addr()).to(&owner);
-    let agent = agent.env(ENDPOINT, &collector.url()).start().await?;
+    let agent = scene.agent().to(&owner).start().await?;
     until("a way to the agent", async || {
         let mesh = origin.mesh().await?;
         let routes = mesh["routes"].as_array().map_or(0, Vec::len);
@@ -77,11 +118,11 @@ async fn one_trace_crosses_hubs_and_agent() -> Result<()> {
     })
     .await?;
     say(origin.connect("echo").await?).await?;
-    collector.wait("forward", 1).await?;
-    collector.wait("flow", 1).await?;
-    collector.wait("relay", 2).await?;
+    for (span, count) in [("forward", 1), ("flow", 1), ("relay", 2)] {
+        scene.collector.wait(span, count).await?;
+    }
 
-    let spans = collector.spans();
+    let spans = scene.collector.spans();
     let flow = the(&spans, "nowconnect-hub", "flow")?;
     let forward = the(&spans, "nowconnect-hub", "forward")?;
     let dial = the(&spans, "nowconnect-agent", "dial")?;
@@ -118,7 +159,10 @@ async fn one_trace_crosses_hubs_and_agent() -> Result<()> {
     assert_eq!(flow.get("nowconnect.agent.id"), "site-1");
     assert_eq!(flow.get("nowconnect.owner"), "hub-a");
     assert_eq!(forward.get("nowconnect.origin"), "hub-b");
-    assert_eq!(dial.get("server.port"), echo.addr().port().to_string());
+    assert_eq!(
+        dial.get("server.port"),
+        scene.echo.addr().port().to_string()
+    );
     let relay = the(&spans, "nowconnect-hub", "relay")?;
     for span in [relay, forward, relayed] {
         assert_eq!(span.get("nowconnect.bytes_c2a"), "21");
@@ -136,13 +180,11 @@ async fn one_trace_crosses_hubs_and_agent() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_carry_what_the_environment_says() -> Result<()> {
-    let (lab, collector) = (lab()?, Collector::start(Reply::Ok).await?);
-    let echo = Target::echo().await?;
-    let hub = lab
+    let scene = Scene::new(Reply::Ok).await?;
+    let collector = &scene.collector;
+    let hub = scene
         .hub("hub-a")
-        .listener("echo")
-        .set("observability.log_level", "TRACE");
-    let hub = hub
+        .set("observability.log_level", "TRACE")
         .env(ENDPOINT, "http://127.0.0.1:9")
         .env(
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -161,12 +203,7 @@ async fn requests_carry_what_the_environment_says() -> Result<()> {
         .start()
         .await?;
     // The agent does not trace, which harms nobody.
-    let _agent = lab
-        .agent("site-1")
-        .target("echo", echo.addr())
-        .to(&hub)
-        .start()
-        .await?;
+    let _agent = scene.untraced_agent().to(&hub).start().await?;
     say(hub.connect("echo").await?).await?;
     let flow = collector.wait("flow", 1).await?.remove(0);
     assert_eq!(flow.process, ("front".to_owned(), "hub".to_owned()));
@@ -190,39 +227,33 @@ async fn requests_carry_what_the_environment_says() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_are_errors() -> Result<()> {
-    let (lab, collector) = (lab()?, Collector::start(Reply::Ok).await?);
+    let scene = Scene::new(Reply::Ok).await?;
     let nobody = ports::local(ports::reserve()?);
-    let hub = lab
+    let hub = scene
         .hub("hub-a")
         .listener_with("closed", "dead", json!({ "allow_cidrs": ["192.0.2.0/24"] }))
         .listener_with("unknown", "nowhere", json!({}))
-        .listener("dead")
-        .env(ENDPOINT, &collector.url());
+        .listener("dead");
     let hub = hub.start().await?;
-    let agent = lab.agent("site-1").target("dead", nobody).to(&hub);
-    let _agent = agent.env(ENDPOINT, &collector.url()).start().await?;
-    for (flows, (listener, stage, error)) in [
+    let agent = scene.agent().target("dead", nobody).to(&hub);
+    let _agent = agent.start().await?;
+    for (listener, stage, error) in [
         ("closed", "admit", "cidr_blocked"),
         ("unknown", "route", "no_agent"),
         ("dead", "open", "connect_failed"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        hub.turns_away(listener).await?;
-        let flow = collector.wait("flow", flows + 1).await?.remove(flows);
-        let mut spans = collector.spans();
-        spans.retain(|span| span.trace == flow.trace);
-        assert_eq!(flow.error.as_deref(), Some(error), "{spans:?}");
+    ] {
+        let flow = scene.flow_of(hub.turns_away(listener)).await?;
+        assert_eq!(flow.error.as_deref(), Some(error), "{flow:?}");
         assert_eq!(flow.get("error.type"), error);
         assert_eq!(flow.get("nowconnect.listener"), listener);
-        let failed = the(&spans, "nowconnect-hub", stage)?;
+        let stages = scene.beside(&flow, stage);
+        let failed = the(&stages, "nowconnect-hub", stage)?;
         assert_eq!(failed.error.as_deref(), Some(error), "{stage}");
     }
-    let dial = collector.wait("dial", 1).await?.remove(0);
+    let dial = scene.collector.wait("dial", 1).await?.remove(0);
     assert_eq!(dial.error.as_deref(), Some("connect_failed"));
     assert_eq!(dial.get("server.address"), "127.0.0.1");
-    let open = collector.wait("open", 1).await?.remove(0);
+    let open = scene.collector.wait("open", 1).await?.remove(0);
     let events: Vec<_> = open.events.iter().map(|event| &*event.0).collect();
     assert_eq!(events, ["offered", "refused"]);
     Ok(())
@@ -231,37 +262,25 @@ async fn refusals_are_errors() -> Result<()> {
 /// Of two agents the one whose target is dead refuses, whichever is asked first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn decisions_and_attempts_are_told() -> Result<()> {
-    let (lab, collector) = (lab()?, Collector::start(Reply::Ok).await?);
-    let (pdp, echo) = (Pdp::start(PdpReply::allow()).await?, Target::echo().await?);
-    let hub = lab.hub("hub-a").listener("echo");
-    let hub = hub
-        .set("pdp.url", pdp.url())
-        .set("pdp.cache_ttl_sec", 0)
-        .env(ENDPOINT, &collector.url());
-    let hub = hub.start().await?;
+    let scene = Scene::new(Reply::Ok).await?;
+    let pdp = Pdp::start(PdpReply::allow()).await?;
+    let hub = scene.hub("hub-a").set("pdp.url", pdp.url());
+    let hub = hub.set("pdp.cache_ttl_sec", 0).start().await?;
     let nobody = ports::local(ports::reserve()?);
-    let dead = lab.agent("site-1").target("echo", nobody).to(&hub);
-    let _dead = dead.start().await?;
-    hub.turns_away("echo").await?;
-    let flow = collector.wait("flow", 1).await?.remove(0);
+    let dead = scene.lab.agent("site-1").target("echo", nobody);
+    let _dead = dead.to(&hub).start().await?;
+    let flow = scene.flow_of(hub.turns_away("echo")).await?;
     assert_eq!(flow.error.as_deref(), Some("connect_failed"));
 
-    let alive = lab.agent("site-2").target("echo", echo.addr()).to(&hub);
-    let _alive = alive.start().await?;
+    let alive = scene.lab.agent("site-2").target("echo", scene.echo.addr());
+    let _alive = alive.to(&hub).start().await?;
     let mut tries = Vec::new();
     // They take turns, so the dead one is the first soon.
     for _ in 0..10 {
-        let flows = collector
-            .spans()
-            .iter()
-            .filter(|span| span.name == "flow")
-            .count();
-        say(hub.connect("echo").await?).await?;
-        let flow = collector.wait("flow", flows + 1).await?.remove(flows);
+        let flow = scene.flow_of(say(hub.connect("echo").await?)).await?;
         assert_eq!(flow.error, None);
         assert_eq!(flow.get("nowconnect.agent.id"), "site-2");
-        tries = collector.spans();
-        tries.retain(|span| span.trace == flow.trace && span.name == "open");
+        tries = scene.beside(&flow, "open");
         if tries.len() == 2 {
             break;
         }
@@ -283,7 +302,7 @@ async fn decisions_and_attempts_are_told() -> Result<()> {
         ["offered site-1", "refused connect_failed"]
     );
     assert_eq!(events(&tries[1]), ["offered site-2"]);
-    let asked = collector.wait("pdp", 3).await?;
+    let asked = scene.collector.wait("pdp", 3).await?;
     assert!(
         asked
             .iter()
@@ -291,16 +310,9 @@ async fn decisions_and_attempts_are_told() -> Result<()> {
     );
 
     pdp.say(PdpReply::deny());
-    let flows = collector
-        .spans()
-        .iter()
-        .filter(|span| span.name == "flow")
-        .count();
-    hub.turns_away("echo").await?;
-    let flow = collector.wait("flow", flows + 1).await?.remove(flows);
+    let flow = scene.flow_of(hub.turns_away("echo")).await?;
     assert_eq!(flow.error.as_deref(), Some("pdp_denied"));
-    let mut asked = collector.spans();
-    asked.retain(|span| span.trace == flow.trace && span.name == "pdp");
+    let asked = scene.beside(&flow, "pdp");
     for span in &asked {
         assert_eq!(span.error.as_deref(), Some("pdp_denied"));
     }
@@ -310,24 +322,17 @@ async fn decisions_and_attempts_are_told() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_path_is_an_event() -> Result<()> {
-    let (lab, collector) = (lab()?, Collector::start(Reply::Ok).await?);
-    let echo = Target::echo().await?;
-    let hub = lab
-        .hub("hub-a")
-        .listener("echo")
-        .env(ENDPOINT, &collector.url());
-    let hub = hub.start().await?;
+    let scene = Scene::new(Reply::Ok).await?;
+    let hub = scene.hub("hub-a").start().await?;
     let proxy = FaultProxy::start(hub.tunnel_addr()?).await?;
-    let agent = lab.agent("site-1").target("echo", echo.addr());
-    let agent = agent.via(proxy.addr()).env(ENDPOINT, &collector.url());
-    let _agent = agent.start().await?;
+    let _agent = scene.agent().via(proxy.addr()).start().await?;
     let mut client = hub.connect("echo").await?;
     client.write_all(b"x").await?;
     client.read_u8().await?;
     proxy.cut(Cut::Reset);
     hub.log().wait_event("agent_disconnected").await?;
     say(client).await?;
-    for span in collector.wait("relay", 2).await? {
+    for span in scene.collector.wait("relay", 2).await? {
         let events: Vec<_> = span.events.iter().map(|event| &*event.0).collect();
         match &*span.process.0 {
             "nowconnect-hub" => assert_eq!(events, ["path_lost", "path_changed"]),
@@ -340,19 +345,10 @@ async fn a_lost_path_is_an_event() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_fails_is_told_of_once_and_recovers() -> Result<()> {
-    let (lab, collector) = (lab()?, Collector::start(Reply::Status(503)).await?);
-    let echo = Target::echo().await?;
-    let hub = lab
-        .hub("hub-a")
-        .listener("echo")
-        .env(ENDPOINT, &collector.url());
-    let hub = hub.start().await?;
-    let _agent = lab
-        .agent("site-1")
-        .target("echo", echo.addr())
-        .to(&hub)
-        .start()
-        .await?;
+    let scene = Scene::new(Reply::Status(503)).await?;
+    let collector = &scene.collector;
+    let hub = scene.hub("hub-a").start().await?;
+    let _agent = scene.untraced_agent().to(&hub).start().await?;
     say(hub.connect("echo").await?).await?;
     collector.wait_asked(2).await?;
     collector.say(Reply::Ok);
@@ -382,20 +378,15 @@ async fn a_collector_that_fails_is_told_of_once_and_recovers() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_never_answers_holds_nobody_up() -> Result<()> {
-    let (lab, silent) = (lab()?, Collector::start(Reply::Never).await?);
-    let echo = Target::echo().await?;
+    let scene = Scene::new(Reply::Never).await?;
     let dead = format!("http://{}", ports::local(ports::reserve()?));
-    let hub = lab
-        .hub("hub-a")
-        .listener("echo")
-        .env(ENDPOINT, &silent.url());
-    let mut hub = hub.start().await?;
-    let agent = lab.agent("site-1").target("echo", echo.addr()).to(&hub);
-    let mut agent = agent.env(ENDPOINT, &dead).start().await?;
+    let mut hub = scene.hub("hub-a").start().await?;
+    let agent = scene.untraced_agent().to(&hub).env(ENDPOINT, &dead);
+    let mut agent = agent.start().await?;
     for _ in 0..50 {
         say(hub.connect("echo").await?).await?;
     }
-    silent.wait_asked(1).await?;
+    scene.collector.wait_asked(1).await?;
     agent.log().wait_event("traces_failing").await?;
     for process in [agent.process(), hub.process()] {
         let began = Instant::now();
@@ -415,16 +406,11 @@ async fn a_collector_that_never_answers_holds_nobody_up() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_hub_decides_for_all_which_flows_are_traced() -> Result<()> {
-    let (lab, collector) = (lab()?, Collector::start(Reply::Ok).await?);
-    let echo = Target::echo().await?;
-    let hub = lab
-        .hub("hub-a")
-        .listener("echo")
-        .env(ENDPOINT, &collector.url());
+    let scene = Scene::new(Reply::Ok).await?;
+    let hub = scene.hub("hub-a");
     let hub = hub.env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio");
     let mut hub = hub.env("OTEL_TRACES_SAMPLER_ARG", "0").start().await?;
-    let agent = lab.agent("site-1").target("echo", echo.addr()).to(&hub);
-    let mut agent = agent.env(ENDPOINT, &collector.url()).start().await?;
+    let mut agent = scene.agent().to(&hub).start().await?;
     for _ in 0..20 {
         say(hub.connect("echo").await?).await?;
     }
@@ -432,7 +418,7 @@ async fn the_hub_decides_for_all_which_flows_are_traced() -> Result<()> {
         process.signal(Signal::Term).await?;
         assert!(process.wait_exit().await?.success());
     }
-    assert_eq!(collector.heads().len(), 0);
+    assert_eq!(scene.collector.heads().len(), 0);
     Ok(())
 }
 
