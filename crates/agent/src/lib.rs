@@ -18,8 +18,8 @@ mod round;
 mod standing;
 mod surroundings;
 pub mod targets;
-pub mod token;
+mod token;
 mod tunnel;
-pub mod uplink;
+mod uplink;
 
 pub use agent::{Agent, StartError};

@@ -78,8 +78,7 @@ async fn every_flow_has_one_record_whatever_the_level_of_the_log() -> Result<()>
     let (lab, server) = (lab()?, Target::echo().await?);
     let hub = audited(&lab, "hub-a").set("observability.log_level", "ERROR");
     let mut hub = hub.set("limits.max_conn_total", 3000).start().await?;
-    let agent = lab.agent("site-1").to(&hub).target("echo", server.addr());
-    let _agent = agent.start().await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     hub.wait_agents(1).await?;
     let flows = 2000;
     for _ in 0..flows / 100 {
@@ -180,8 +179,7 @@ async fn the_chain_goes_on_after_a_crash_and_through_a_rotation() -> Result<()> 
     let mut hub = audited(&lab, "hub-a").set("audit.key_file", key.as_str());
     hub = hub.set("ha.replica_id", "hub-a");
     let mut hub = hub.start().await?;
-    let agent = lab.agent("site-1").to(&hub).target("echo", server.addr());
-    let _agent = agent.start().await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     hub.wait_agents(1).await?;
     let (trail, first) = (file(&lab, "hub-a"), lab.path("hub-a.audit.1"));
     served(&hub).await?;
@@ -300,8 +298,7 @@ async fn a_full_disk_stops_no_flow_and_is_made_up_for() -> Result<()> {
     let trail = file(&lab, "hub-a");
     std::os::unix::fs::symlink("/dev/full", &trail)?;
     let hub = audited(&lab, "hub-a").start().await?;
-    let agent = lab.agent("site-1").to(&hub).target("echo", server.addr());
-    let _agent = agent.start().await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     hub.wait_agents(1).await?;
     hub.log().wait_event("audit_file_failed").await?;
     for _ in 0..20 {

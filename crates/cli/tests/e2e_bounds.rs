@@ -77,8 +77,7 @@ async fn a_client_that_opens_too_fast_keeps_nobody_out() -> Result<()> {
     let hub = lab.hub("hub-a").listener("echo");
     let hub = hub.set("limits.max_opens_per_sec_per_client", 50);
     let mut hub = hub.set("limits.max_opens_per_sec", 200).start().await?;
-    let agent = lab.agent("site-1").to(&hub).target("echo", server.addr());
-    let _agent = agent.start().await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     let start = Instant::now();
     let flood = flood(hub.listener_addr("echo")?);
     let by_client = [("type", "max_opens_client")];
@@ -114,8 +113,7 @@ async fn a_listener_has_a_rate_of_its_own() -> Result<()> {
     let slow = json!({ "max_opens_per_sec": 1 });
     let hub = lab.hub("hub-a").listener("echo");
     let hub = hub.listener_with("slow", "echo", slow).start().await?;
-    let agent = lab.agent("site-1").to(&hub).target("echo", server.addr());
-    let _agent = agent.start().await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     slowest(&hub, "slow", 1).await?;
     connect_until_refused(&hub, "slow", "max_opens_listener").await?;
     slowest(&hub, "echo", 10).await?;
@@ -128,8 +126,7 @@ async fn a_full_hub_serves_those_whom_it_let_in() -> Result<()> {
     let (lab, server) = (lab()?, Target::echo().await?);
     let hub = lab.hub("hub-a").listener("echo");
     let hub = hub.set("limits.max_conn_total", 20).start().await?;
-    let agent = lab.agent("site-1").to(&hub).target("echo", server.addr());
-    let _agent = agent.start().await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     let mut clients = Vec::new();
     for _ in 0..20 {
         let mut client = hub.connect("echo").await?;
@@ -240,8 +237,7 @@ async fn bad_tokens_keep_no_agent_out() -> Result<()> {
     let counted = hub.metric(SHED, &[("reason", "failures")]).await?;
     assert_eq!(counted, f64::from(shed));
     assert_eq!(hub.metric(SHED, &[("reason", "rate")]).await?, 0.0);
-    let agent = lab.agent("site-1").to(&hub).target("echo", server.addr());
-    let _agent = agent.start().await?;
+    let _agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     slowest(&hub, "echo", 1).await?;
     Ok(())
 }

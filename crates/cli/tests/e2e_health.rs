@@ -193,8 +193,7 @@ async fn the_health_command_tells_who_is_ready() -> Result<()> {
     let admin = health(hub.admin_addr()?).await?;
     assert!(!admin.0 && admin.1.contains("not from a hub"), "{admin:?}");
     let addr = hub.tunnel_addr()?;
-    let plan = lab.agent("site-1").target("echo", server.addr());
-    let agent = plan.to(&hub).start().await?;
+    let agent = lab.attach(&hub, &[("echo", server.addr())]).await?;
     assert_eq!(
         health(agent.health_addr()).await?,
         (true, "ready\n".to_owned())

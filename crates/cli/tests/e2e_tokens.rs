@@ -298,8 +298,7 @@ async fn mint(lab: &Lab) -> Result<(std::path::PathBuf, String)> {
 async fn a_tunnel_ends_when_the_rules_or_the_keys_no_longer_uphold_its_token() -> Result<()> {
     let (lab, server) = (lab()?, Target::echo().await?);
     let mut hub = lab.hub("hub-a").listener("echo").start().await?;
-    let site = lab.agent("site-1").to(&hub).target("echo", server.addr());
-    let site = site.start().await?;
+    let site = lab.attach(&hub, &[("echo", server.addr())]).await?;
     let mut client = hub.connect("echo").await?;
     echo(&mut client, Pattern(1), 0, 100).await?;
 

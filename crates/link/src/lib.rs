@@ -8,7 +8,7 @@ pub mod endpoint;
 pub mod flows;
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod handshakes;
+mod handshakes;
 pub mod meter;
 pub mod metrics;
 mod outgoing;

@@ -5,18 +5,18 @@
 
 pub mod backoff;
 pub mod bucket;
-pub mod byte_queue;
-pub mod close;
+mod byte_queue;
+mod close;
 pub mod flow;
 pub mod frame;
 pub mod hello;
-pub mod ids;
+mod ids;
 mod json;
 pub mod json_v1;
 pub mod keepalive;
 pub mod mesh_hello;
 pub mod relay;
-pub mod trace;
+mod trace;
 
 pub use close::Reason;
 pub use flow::Flow;

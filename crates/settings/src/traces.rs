@@ -153,7 +153,7 @@ fn section(t: &mut Table<'_>, base: Option<Uri>) -> Option<TracesConfig> {
     let headers = Headers(headers.optional());
     let timeout = t.millis("timeout_ms", 1..=600_000, 10_000);
     let ca_bundle = t.field("ca_bundle").file();
-    let service_name = t.field("service_name").check(TEXT, is_short).optional();
+    let service_name = t.field("service_name").check(TEXT, |text: &String| is_short(text)).optional();
     let resource = t
         .field::<String>("resource_attributes")
         .check("name=value", |text| attribute(text).is_some())
@@ -188,8 +188,7 @@ fn section(t: &mut Table<'_>, base: Option<Uri>) -> Option<TracesConfig> {
 
 const TEXT: &str = "up to 1024 bytes of text";
 
-#[allow(clippy::ptr_arg)]
-fn is_short(text: &String) -> bool {
+fn is_short(text: &str) -> bool {
     text.len() <= MOST_TEXT
 }
 

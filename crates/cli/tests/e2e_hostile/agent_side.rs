@@ -240,21 +240,10 @@ async fn on_link(bytes: Vec<u8>, kind: &str) -> Result<()> {
     trap.serves().await
 }
 
-fn open(connector: &str, epoch: u64) -> Open<'_> {
-    Open {
-        cid: 7,
-        secret: 7,
-        epoch,
-        limit: 100_000,
-        connector,
-        agent: "",
-    }
-}
-
 async fn refuses(connector: &str, off: u64, reason: u16, name: &str) -> Result<()> {
     let mut trap = Trap::set().await?;
     let (mut ws, epoch) = trap.tunnel().await?;
-    let body = open(connector, epoch + off).body();
+    let body = Open::new(connector, epoch + off).body();
     ws.binary(&v2(kind::OPEN, 1, &body)).await?;
     let refuse = ws.frame_of(kind::REFUSE).await?;
     ensure!(
@@ -281,7 +270,7 @@ async fn stolen() -> Result<()> {
     let cid = u128::from_str_radix(&cid.replace('-', ""), 16)?;
     let thief = Open {
         cid,
-        ..open("echo", epoch)
+        ..Open::new("echo", epoch)
     };
     ws.binary(&v2(kind::OPEN, 1, &thief.body())).await?;
     let refuse = ws.frame_of(kind::REFUSE).await?;
@@ -297,7 +286,7 @@ async fn limit() -> Result<()> {
     for id in 1..=25u32 {
         let open = Open {
             cid: id.into(),
-            ..open("echo", epoch)
+            ..Open::new("echo", epoch)
         };
         ws.binary(&v2(kind::OPEN, id, &open.body())).await?;
     }
@@ -320,7 +309,7 @@ async fn rapid() -> Result<()> {
     for id in 1..=OPENS {
         let open = Open {
             cid: id.into(),
-            ..open("echo", epoch)
+            ..Open::new("echo", epoch)
         };
         let frames = [
             v2(kind::OPEN, id, &open.body()),

@@ -350,12 +350,8 @@ async fn on_link(frame: Vec<u8>, kind: &str) -> Result<()> {
 
 fn open(agent: &'static str, connector: &'static str, epoch: u64) -> Open<'static> {
     Open {
-        cid: 7,
-        secret: 7,
-        epoch,
-        limit: 100_000,
-        connector,
         agent,
+        ..Open::new(connector, epoch)
     }
 }
 

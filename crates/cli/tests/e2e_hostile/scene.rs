@@ -55,7 +55,19 @@ pub(crate) struct Open<'a> {
     pub(crate) agent: &'a str,
 }
 
-impl Open<'_> {
+impl<'a> Open<'a> {
+    /// One that is as it should be, over a tunnel.
+    pub(crate) fn new(connector: &'a str, epoch: u64) -> Self {
+        Self {
+            cid: 7,
+            secret: 7,
+            epoch,
+            limit: 100_000,
+            connector,
+            agent: "",
+        }
+    }
+
     pub(crate) fn body(&self) -> Vec<u8> {
         let mut body = self.cid.to_be_bytes().to_vec();
         body.extend(self.secret.to_be_bytes());
