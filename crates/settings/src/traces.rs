@@ -153,7 +153,10 @@ fn section(t: &mut Table<'_>, base: Option<Uri>) -> Option<TracesConfig> {
     let headers = Headers(headers.optional());
     let timeout = t.millis("timeout_ms", 1..=600_000, 10_000);
     let ca_bundle = t.field("ca_bundle").file();
-    let service_name = t.field("service_name").check(TEXT, |text: &String| is_short(text)).optional();
+    let service_name = t
+        .field("service_name")
+        .check(TEXT, |text: &String| is_short(text))
+        .optional();
     let resource = t
         .field::<String>("resource_attributes")
         .check("name=value", |text| attribute(text).is_some())
