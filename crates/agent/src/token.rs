@@ -36,7 +36,7 @@ pub enum TokenError {
 ///
 /// # Errors
 /// See [`TokenError`].
-pub async fn read(path: &Path) -> Result<Token, TokenError> {
+pub(crate) async fn read(path: &Path) -> Result<Token, TokenError> {
     let owned = path.to_owned();
     let read_error = |source| TokenError::Read {
         path: path.to_owned(),

@@ -27,9 +27,9 @@ use crate::flow_trace;
 use crate::metrics::ListenerError;
 
 pub(crate) use clients::{Client, ClientBuckets};
-pub use door::Door;
-pub use proxy::{HEADER_DEADLINE, ProxyError};
-pub use standing::{Admission, Count, Standing};
+pub(crate) use door::Door;
+pub use proxy::ProxyError;
+pub(crate) use standing::{Admission, Count, Standing};
 
 use proxy::Announced;
 

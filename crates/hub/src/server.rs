@@ -24,14 +24,14 @@ use crate::metrics::{Format, Metrics};
 use crate::probes::Probes;
 use crate::tunnels::Tunnels;
 
-pub use answer::Answer;
+pub(crate) use answer::Answer;
 pub(crate) use connection::{CurrentTls, Doorman};
-pub use health::{Health, Stage};
+pub(crate) use health::{Health, Stage};
 pub(crate) use mesh::MeshSurface;
 
 /// What answers HTTP requests on one port.
 #[derive(Debug)]
-pub struct Surface {
+pub(crate) struct Surface {
     /// The text of `/metrics`.
     pub metrics: Arc<Metrics>,
     /// The state of `/readyz`.
@@ -46,7 +46,7 @@ pub struct Surface {
 
 /// TLS of the port for agents and peers.
 #[derive(Debug)]
-pub struct PortTls {
+pub(crate) struct PortTls {
     /// What a connection begins with. It takes any client certificate.
     pub(crate) server: Arc<LiveServerConfig>,
     /// Who vouches for agents.
@@ -170,7 +170,7 @@ impl Surface {
 
 /// A port that is bound and serves nobody yet.
 #[derive(Debug)]
-pub struct Bound {
+pub(crate) struct Bound {
     pub(crate) socket: TcpListener,
     pub(crate) address: SocketAddr,
 }
@@ -191,7 +191,7 @@ impl Bound {
     }
 
     /// The address that it is bound to.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Bytes of a `traceparent` of version 00.
-pub const TRACEPARENT_LEN: usize = 55;
+pub(crate) const TRACEPARENT_LEN: usize = 55;
 
 const SAMPLED: u8 = 0x01;
 

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::config::ProxyProtocol;
 
 /// How long a balancer may take to send the whole header.
-pub const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+pub(crate) const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 
 const V2_SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 const V2_FIXED: usize = 16;

@@ -7,7 +7,7 @@ use http_body_util::Full;
 use serde_json::json;
 
 /// A response of the hub.
-pub type Answer = Response<Full<Bytes>>;
+pub(crate) type Answer = Response<Full<Bytes>>;
 
 /// `body` of the media type `kind`.
 pub(crate) fn body(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
