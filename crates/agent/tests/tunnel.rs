@@ -323,10 +323,7 @@ async fn stopping_lets_flows_end_and_resets_the_rest() {
     stuck.echo("x").await;
     let health = agent.health_address().expect("on");
     let stopping = tokio::spawn(agent.shutdown(Duration::from_secs(1)));
-    let Some(Frame::GoAway { reason, .. }) = soon(session.controls.recv()).await else {
-        panic!("no GOAWAY")
-    };
-    assert_eq!(reason, Reason::Shutdown);
+    assert_eq!(session.goodbye().await, Reason::Shutdown);
     assert_eq!(
         hub.client(&session, "ldap").await.closed().await,
         Reason::Draining

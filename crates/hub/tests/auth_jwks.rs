@@ -216,6 +216,14 @@ fn url(text: &str) -> JwksSource {
     JwksSource::Url(text.parse().unwrap())
 }
 
+/// Every unknown `kid` is asked for, however soon after the last one.
+fn at_once() -> Timing {
+    Timing {
+        unknown_kid_gap: Duration::ZERO,
+        ..timing()
+    }
+}
+
 fn key() -> SigningKey {
     SigningKey::generate(KeyKind::Es256).unwrap()
 }
@@ -255,13 +263,7 @@ async fn without_a_source_everybody_is_refused_with_a_reason_of_its_own() {
 async fn rotation_is_found_through_the_unknown_kid() {
     let (old, new) = (key(), key());
     let idp = Idp::start(Answer::Body(document([&old]))).await;
-    let hub = Hub::start(
-        idp.source(),
-        Timing {
-            unknown_kid_gap: Duration::ZERO,
-            ..timing()
-        },
-    );
+    let hub = Hub::start(idp.source(), at_once());
     assert_eq!(hub.judge(&token(&old)).await, Ok(()));
     idp.now(Answer::Body(document([&old, &new])));
     assert_eq!(hub.judge(&token(&new)).await, Ok(()));
@@ -345,13 +347,7 @@ async fn many_who_wait_for_the_first_keys_share_one_fetch() {
 async fn an_impatient_caller_does_not_take_the_fetch_with_it() {
     let (old, new) = (key(), key());
     let idp = Idp::start(Answer::Body(document([&old]))).await;
-    let hub = Hub::start(
-        idp.source(),
-        Timing {
-            unknown_kid_gap: Duration::ZERO,
-            ..timing()
-        },
-    );
+    let hub = Hub::start(idp.source(), at_once());
     assert_eq!(hub.judge(&token(&old)).await, Ok(()));
     hub.change(async || {
         idp.now(Answer::Body(document([&old, &new])));

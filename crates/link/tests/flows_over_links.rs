@@ -268,6 +268,21 @@ fn pattern(len: usize, salt: usize) -> Vec<u8> {
         .collect()
 }
 
+/// Says all it has to say, and returns all that the other side has.
+async fn swap(socket: &mut TcpStream, say: &[u8]) -> io::Result<Vec<u8>> {
+    let (mut read, mut write) = socket.split();
+    let mut heard = Vec::new();
+    let (sent, received) = tokio::join!(
+        async {
+            write.write_all(say).await?;
+            write.shutdown().await
+        },
+        read.read_to_end(&mut heard)
+    );
+    sent.and(received)?;
+    Ok(heard)
+}
+
 /// A target that reads a client's bytes to their end and answers with as many of its own.
 async fn target(len: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
@@ -275,17 +290,8 @@ async fn target(len: usize) -> SocketAddr {
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
             tokio::spawn(async move {
-                let (mut read, mut write) = socket.split();
-                let answer = pattern(len, 7);
-                let mut got = Vec::new();
-                let (sent, received) = tokio::join!(
-                    async {
-                        write.write_all(&answer).await?;
-                        write.shutdown().await
-                    },
-                    read.read_to_end(&mut got)
-                );
-                sent.and(received.map(drop)).expect("target's socket");
+                let got = swap(&mut socket, &pattern(len, 7)).await;
+                let got = got.expect("target's socket");
                 assert!(got == pattern(len, 3), "target got wrong bytes");
             });
         }
@@ -294,17 +300,7 @@ async fn target(len: usize) -> SocketAddr {
 }
 
 async fn exchange(mut client: TcpStream, len: usize) -> io::Result<()> {
-    let (mut read, mut write) = client.split();
-    let question = pattern(len, 3);
-    let mut got = Vec::new();
-    let (sent, received) = tokio::join!(
-        async {
-            write.write_all(&question).await?;
-            write.shutdown().await
-        },
-        read.read_to_end(&mut got)
-    );
-    sent.and(received)?;
+    let got = swap(&mut client, &pattern(len, 3)).await?;
     assert!(
         got == pattern(len, 7),
         "client got {} bytes, or wrong ones",

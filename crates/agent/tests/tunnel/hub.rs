@@ -77,6 +77,16 @@ pub(crate) struct Session {
     pub(crate) driver: JoinHandle<LinkClosed>,
 }
 
+impl Session {
+    /// Why the agent leaves.
+    pub(crate) async fn goodbye(&mut self) -> Reason {
+        let Some(Frame::GoAway { reason, .. }) = soon(self.controls.recv()).await else {
+            panic!("no GOAWAY")
+        };
+        reason
+    }
+}
+
 impl Hub {
     pub(crate) async fn start() -> Self {
         Self::with(false, 7).await

@@ -149,10 +149,7 @@ async fn a_higher_epoch_renews_the_other_tunnels_before_they_are_left() {
         is_cut(session).await;
     };
     assert_eq!(held(&renewed), 9);
-    let Some(Frame::GoAway { reason, .. }) = soon(first.controls.recv()).await else {
-        panic!("no GOAWAY")
-    };
-    assert_eq!(reason, Reason::Moved);
+    assert_eq!(first.goodbye().await, Reason::Moved);
     client.echo("over the old one").await;
     drop(client);
     is_cut(first).await;
@@ -197,10 +194,7 @@ async fn hubs_and_mode_change_live() {
     next.tunnel.urls[0] = third.url().parse().expect("a URL");
     pair.agent.reload(next.clone()).await.expect("taken");
     assert_eq!(held(&third.session().await), 7);
-    let Some(Frame::GoAway { reason, .. }) = soon(first.controls.recv()).await else {
-        panic!("no GOAWAY")
-    };
-    assert_eq!(reason, Reason::Moved);
+    assert_eq!(first.goodbye().await, Reason::Moved);
     client.echo("to its end").await;
     drop(client);
     is_cut(first).await;
@@ -254,10 +248,7 @@ async fn stopping_tells_every_hub() {
     pair.has_tunnels(2).await;
     soon(pair.agent.shutdown(Duration::from_secs(5))).await;
     for mut session in sessions {
-        let Some(Frame::GoAway { reason, .. }) = soon(session.controls.recv()).await else {
-            panic!("no GOAWAY")
-        };
-        assert_eq!(reason, Reason::Shutdown);
+        assert_eq!(session.goodbye().await, Reason::Shutdown);
         is_cut(session).await;
     }
 }
