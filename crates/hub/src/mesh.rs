@@ -317,6 +317,13 @@ impl Mesh {
             .any(|peer| peer.status().state == State::Established)
     }
 
+    /// A peer that has proven to be one of `hosts` has come.
+    fn hear_of(&self, hosts: &[Arc<str>]) {
+        for peer in &*self.outbound.lock() {
+            peer.hear_of(hosts);
+        }
+    }
+
     /// What makes an active hub degraded: each peer that there is no link to.
     pub fn troubles(&self) -> Vec<String> {
         let mut troubles = Vec::new();

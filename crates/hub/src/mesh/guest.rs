@@ -269,6 +269,7 @@ impl Guest {
             sealed,
             audit = true,
         );
+        mesh.hear_of(&peer.proof.names);
         // What was asked of all links since this one was let in.
         if let Some(reason) = *mesh.leaving.lock() {
             link.go_away(reason, Duration::ZERO);

@@ -20,7 +20,7 @@ use super::leaving::{LAST_FLOW_POLL, log_kept};
 use super::orders::{Crossing, Next, Order};
 use super::peer::note_untrusted;
 use super::proof::Shown;
-use super::terms::Configured;
+use super::terms::{Configured, canonical};
 use crate::metrics::PeerMetrics;
 
 /// Bound of the first delay after a link that had lived.
@@ -149,6 +149,15 @@ impl Outbound {
             }
             change
         });
+    }
+
+    /// The peer has dialed us and proven to be one of `hosts`: it is there, so no attempt has to wait.
+    pub(super) fn hear_of(&self, hosts: &[Arc<str>]) {
+        let host = canonical(self.url.host());
+        let waits = self.status().state == State::Backoff;
+        if waits && hosts.iter().any(|one| **one == *host) {
+            self.hurry.notify_one();
+        }
     }
 
     /// Closes the link.

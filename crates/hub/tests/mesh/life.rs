@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nowconnect_hub::config::HaMode;
 use nowconnect_hub::mesh::{MeshEvents, Peer, Question};
 use nowconnect_link::session::{Link, LinkClosed};
 use nowconnect_proto::frame::Open;
 use nowconnect_proto::{FlowId, Reason};
+use nowconnect_testkit::authority::Authority;
 use nowconnect_testkit::fault_proxy::{Cut, FaultProxy, Way};
 use nowconnect_testkit::wait;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::member::{Member, both_linked, pair};
+use crate::member::{Member, both_linked, pair, with_mtls};
 use nowconnect_testkit::captured_log::CapturedLog;
 
 /// What a hub's forwarding is told.
@@ -114,6 +116,30 @@ async fn an_unreachable_peer_is_tried_again_at_growing_distances() {
     proxy.heal();
     a.linked("hub-b").await;
     a.is_ready().await;
+}
+
+/// A hub that is back dials its peers; those had been told to stay away for five seconds, or had waited
+/// longer after each attempt.
+#[tokio::test]
+async fn a_peer_that_calls_is_called_back_at_once() {
+    let authority = Authority::new("mesh").unwrap();
+    let a = Member::start("hub-a", |config| with_mtls(config, &authority, "hub-a"));
+    let b = Member::start("hub-b", |config| {
+        with_mtls(config, &authority, "hub-b");
+        config.ha.mode = HaMode::Off;
+    });
+    let (mut a, mut b) = (a.await, b.await);
+    a.dial(&[b.url()]).await;
+    a.fails("127.0.0.11", "ha_off").await;
+    let begun = Instant::now();
+    let url = a.url().parse().unwrap();
+    b.change(|config| {
+        config.ha.mode = HaMode::Active;
+        config.ha.mesh.peers = vec![url];
+    })
+    .await;
+    a.linked("hub-b").await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "{begun:?}");
 }
 
 #[tokio::test]
