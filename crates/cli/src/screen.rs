@@ -73,9 +73,12 @@ impl Screen {
         look: impl AsyncFn() -> anyhow::Result<Value>,
         describe: impl Fn(&Value, &Self, Option<usize>) -> String,
     ) -> anyhow::Result<Value> {
+        // What was wrong the last time, which is not said again and again.
+        let mut told = String::new();
         loop {
             match look().await {
                 Ok(report) => {
+                    told.clear();
                     let text = describe(&report, self, self.width());
                     self.draw(how, &report, &text)?;
                     if !how.watch {
@@ -83,7 +86,13 @@ impl Screen {
                     }
                 }
                 Err(error) if !how.watch => return Err(error),
-                Err(error) => eprintln!("error: {error:#}"),
+                Err(error) => {
+                    let text = format!("{error:#}");
+                    if text != told {
+                        eprintln!("error: {text}; looking again until Ctrl-C");
+                    }
+                    told = text;
+                }
             }
             tokio::time::sleep(PERIOD).await;
         }
