@@ -26,9 +26,11 @@ Examples:
   NC_CONFIG=/etc/nowconnect/cloud.yaml LOG_LEVEL=DEBUG nowconnect hub
 
 SIGHUP, `nowconnect reload`, or a change of the file or of a certificate, key or JWKS file, reloads
-the configuration. Listening sockets that systemd passes (LISTEN_FDS) are used for the listeners of
-the same name or address. SIGTERM, SIGINT and `nowconnect drain` drain: agents are sent to other hubs and
-flows get limits.drain_timeout_sec to end; a second signal ends at once with exit code 1.";
+the configuration. SIGTERM, SIGINT and `nowconnect drain` drain: agents are sent to other hubs and
+flows get limits.drain_timeout_sec to end; a second signal ends at once with exit code 1.
+
+Listening sockets that systemd passes (LISTEN_FDS) are used for the listeners of the same name or
+address; everything else is bound as configured.";
 
 /// Run a hub: the cloud side, where clients connect
 #[derive(Debug, clap::Args)]
