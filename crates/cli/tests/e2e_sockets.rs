@@ -3,9 +3,10 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use nowconnect_testkit::held_sockets::HeldSockets;
 use nowconnect_testkit::lab::{Hub, HubPlan, Lab};
+use nowconnect_testkit::log::{Event, Mark};
 use nowconnect_testkit::pattern::Pattern;
 use nowconnect_testkit::process::Signal;
 use nowconnect_testkit::target::Target;
@@ -57,10 +58,11 @@ async fn clients_wait_while_the_hub_is_restarted() -> Result<()> {
         .start()
         .await?;
     for (what, address) in [("listener echo", clients), ("tunnel", agents)] {
-        let inherited = hub.log().events("socket_inherited", Default::default());
-        let event = inherited.iter().find(|event| event.text("port") == what);
-        let event = event.with_context(|| format!("{what}: {}", hub.log().tail()))?;
-        assert_eq!(event.text("address"), address.to_string());
+        let is_its = |event: &Event| event.text("port") == what;
+        let inherited = hub
+            .log()
+            .wait_event_where("socket_inherited", Mark::default(), is_its);
+        assert_eq!(inherited.await?.text("address"), address.to_string());
     }
     let unused = hub.log().wait_event("socket_unused").await?;
     assert_eq!(unused.text("socket"), "spare");
@@ -125,12 +127,10 @@ async fn a_listener_without_a_socket_is_bound_as_ever() -> Result<()> {
         .launched_by(held.launcher())
         .start()
         .await?;
-    let inherited = hub.log().events("socket_inherited", Default::default());
+    hub.log().wait_event("hub_started").await?;
+    let inherited = hub.log().events("socket_inherited", Mark::default());
     assert_eq!(inherited.len(), 1);
     TcpStream::connect(other).await?;
-    // Nobody but the process with this id is meant.
-    let strangers = hub.log().events("socket_unused", Default::default());
-    assert!(strangers.is_empty());
     Ok(())
 }
 
@@ -175,11 +175,9 @@ async fn sockets_of_another_process_are_left_alone() -> Result<()> {
     let script = "LISTEN_PID=1 LISTEN_FDS=3 exec \"$0\" \"$@\"";
     let launcher = ["bash", "-c", script].map(str::to_owned).to_vec();
     let hub = plan(&lab, port()?).launched_by(launcher).start().await?;
-    assert!(
-        hub.log()
-            .events("socket_unused", Default::default())
-            .is_empty()
-    );
+    hub.log().wait_event("hub_started").await?;
+    let told = hub.log().events("socket_unused", Mark::default());
+    assert!(told.is_empty());
     Ok(())
 }
 
