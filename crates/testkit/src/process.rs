@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 
 use anyhow::{Context, Result, anyhow};
 use tokio::process::{Child, Command};
@@ -41,13 +41,7 @@ impl Process {
     /// When it cannot be started.
     pub fn spawn(name: &str, command: &mut Command, dir: &Path) -> Result<Self> {
         let log = Log::new(name, &dir.join(format!("{name}.log")))?;
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("{command:?}"))?;
+        let mut child = program::spawn(command)?;
         let pid = child.id().context("ended at once")?;
         if let Some(output) = child.stdout.take() {
             log.follow(std::fs::File::from(output.into_owned_fd()?));

@@ -7,7 +7,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 /// How long a client program may run.
@@ -57,18 +57,23 @@ fn postgresql_places() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Runs a program to its end, whatever that is.
-///
-/// # Errors
-/// When it cannot be started or runs too long.
-pub async fn finish(command: &mut Command) -> Result<Finished> {
-    let child = command
+/// Starts a program that lives as long as its handle, and whose output is for us.
+pub(crate) fn spawn(command: &mut Command) -> Result<Child> {
+    command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .with_context(|| format!("{command:?}"))?;
+        .with_context(|| format!("{command:?}"))
+}
+
+/// Runs a program to its end, whatever that is.
+///
+/// # Errors
+/// When it cannot be started or runs too long.
+pub async fn finish(command: &mut Command) -> Result<Finished> {
+    let child = spawn(command)?;
     let Ok(output) = timeout(LIMIT, child.wait_with_output()).await else {
         bail!("still running after {LIMIT:?}: {command:?}");
     };
