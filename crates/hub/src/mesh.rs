@@ -18,6 +18,7 @@ mod outbound;
 mod peer;
 mod proof;
 mod questions;
+mod refused;
 mod review;
 mod status;
 mod terms;

@@ -20,13 +20,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::failure::Conflict;
-use super::inbound::{HA_OFF, OFF};
 use super::leaving::{is_orderly, log_down};
 use super::links::{Claim, Inward};
 use super::meter::LinkMeter;
 use super::peer::Peer;
 use super::proof::{Proof, Shown, Unproven, prove};
 use super::questions::{self, Asker};
+use super::refused::{HA_OFF, OFF};
 use super::terms::Terms;
 use super::{GOODBYE, HANDSHAKE, Mesh, PLAIN, link_config};
 

@@ -8,18 +8,15 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use nowconnect_link::tls::CertificateFault;
 use nowconnect_link::upgrade::{Offer, Refusal};
 
 use super::guest::Guest;
 use super::proof::{Proof, Shown, prove};
+use super::refused::{HA_OFF, OFF};
 use super::terms::Terms;
 use super::{Mesh, PLAIN, SEALED};
 use crate::forwarded::sender;
 
-/// What refused hubs are told, and the log calls it, while high availability is off.
-pub(super) const HA_OFF: &str = "ha_off";
-pub(super) const OFF: &str = "high availability is off on this hub (ha.mode)";
 /// Links in their handshake at a time, from one address.
 const STRANGERS_PER_ADDRESS: usize = 32;
 
@@ -117,32 +114,10 @@ impl Mesh {
         }
     }
 
-    /// Logs, at most once a second for each reason, that somebody was not let in.
-    pub(super) fn note_refused(&self, reason: &'static str, detail: &str, remote: &IpAddr) {
-        let pass = self.quiet.lock().entry(reason).or_default().pass();
-        if let Some(suppressed) = pass {
-            tracing::warn!(
-                event = "mesh_refused",
-                %remote,
-                reason,
-                detail,
-                suppressed,
-                audit = true,
-            );
-        }
-    }
-
     /// Whether the sender of a connection is a proxy that stands for many.
     pub(crate) fn is_proxy(&self, peer: IpAddr) -> bool {
         let terms = self.terms.load();
         let mut proxies = terms.trusted_proxies.iter();
         proxies.any(|network| network.contains(&peer.to_canonical()))
-    }
-
-    /// A TLS handshake on the port of the mesh failed.
-    pub(crate) fn note_tls_failed(&self, remote: SocketAddr, error: &std::io::Error) {
-        let fault = CertificateFault::of_io(error);
-        let reason = fault.map_or("tls", CertificateFault::code);
-        self.note_refused(reason, &error.to_string(), &remote.ip().to_canonical());
     }
 }
