@@ -163,6 +163,20 @@ impl Reason {
         )
     }
 
+    /// Whether a refusal with this reason speaks of the path, which is of the hub in between or of this
+    /// tunnel, and not of the agent.
+    #[must_use]
+    pub fn is_of_path(self) -> bool {
+        matches!(
+            self,
+            Self::StaleEpoch
+                | Self::NoAgent
+                | Self::NotActive
+                | Self::Backpressure
+                | Self::Draining
+        )
+    }
+
     /// How long to stay away from a peer that ended a link for this reason.
     #[must_use]
     pub fn rest(self) -> Option<Duration> {

@@ -352,16 +352,8 @@ impl FlowEvents for ClientFlow {
             hub = place.as_deref(), %reason
         );
         self.traced(|trace| trace.event("refused", [("nowconnect.reason", reason.name().into())]));
-        // Some reasons are those of the hub in between, or of this tunnel, not of the agent.
-        let of_path = matches!(
-            reason,
-            Reason::StaleEpoch
-                | Reason::NoAgent
-                | Reason::NotActive
-                | Reason::Backpressure
-                | Reason::Draining
-        );
-        self.note_failed(of_path.then(|| (place, self.epoch())));
+        let failed = reason.is_of_path().then(|| (place, self.epoch()));
+        self.note_failed(failed);
         match self.choose() {
             Some(path) => self.offer(flow, path),
             None if reason == Reason::StaleEpoch && self.seek(flow) => true,

@@ -303,18 +303,10 @@ impl World {
         if let Some((_, number)) = client.end.at.take() {
             self.leave_link(conn, side, number, false);
         }
-        let of_path = matches!(
-            reason,
-            Reason::StaleEpoch
-                | Reason::NoAgent
-                | Reason::NotActive
-                | Reason::Backpressure
-                | Reason::Draining
-        );
         let Some(client) = self.client(hub, name) else {
             return;
         };
-        let at = of_path.then_some((client.place, client.epoch));
+        let at = reason.is_of_path().then_some((client.place, client.epoch));
         let (place, sought) = (client.place, client.sought);
         note_failed(client, at);
         let mut way = self.choose(hub, name);
