@@ -162,10 +162,17 @@ async fn what_does_not_fit_is_refused_with_advice() -> Result<()> {
     let hub = plan(&lab, wanted).launched_by(launcher).spawn()?;
     ends_with(hub, 2, "not ListenDatagram=").await?;
 
-    let script = "LISTEN_PID=$$ LISTEN_FDS=100000 exec \"$0\" \"$@\"";
-    let launcher = ["bash", "-c", script].map(str::to_owned).to_vec();
-    let hub = plan(&lab, wanted).launched_by(launcher).spawn()?;
-    ends_with(hub, 2, "LISTEN_FDS is 100000").await
+    for (count, word) in [
+        ("100000", "LISTEN_FDS is 100000"),
+        ("700", "not all are there: descriptor "),
+        ("x", "is no number"),
+    ] {
+        let script = format!("LISTEN_PID=$$ LISTEN_FDS={count} exec \"$0\" \"$@\"");
+        let launcher = ["bash", "-c", &script].map(str::to_owned).to_vec();
+        let hub = plan(&lab, wanted).launched_by(launcher).spawn()?;
+        ends_with(hub, 2, word).await?;
+    }
+    Ok(())
 }
 
 /// What another process was given is not ours, whatever the variables say that it left behind.

@@ -214,3 +214,88 @@ fn ports(config: &HubConfig) -> impl Iterator<Item = (Option<&str>, SocketAddr)>
         .chain(mesh.map(|address| (Some(MESH), address)))
         .chain(listeners)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::{Domain, Socket, Type};
+
+    /// A socket on a free port of `ip`, and the port.
+    fn socket(ip: &str, only_v6: bool) -> (StdListener, u16) {
+        let address = SocketAddr::new(ip.parse().expect("an address"), 0);
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::STREAM, None).expect("a socket");
+        if address.is_ipv6() {
+            socket.set_only_v6(only_v6).expect("an option");
+        }
+        socket.bind(&address.into()).expect("bound");
+        socket.listen(1).expect("listening");
+        let socket = StdListener::from(socket);
+        let port = socket.local_addr().expect("an address").port();
+        (socket, port)
+    }
+
+    fn finds(inherited: &Inherited, name: Option<&str>, ip: &str, port: u16) -> Result<bool, ()> {
+        let address = SocketAddr::new(ip.parse().expect("an address"), port);
+        let found = inherited.find(name, address);
+        found.map(|held| held.is_some()).map_err(drop)
+    }
+
+    #[test]
+    fn a_socket_is_for_those_who_would_bind_the_same() {
+        let cases: [(&str, bool, &[&str]); 4] = [
+            ("0.0.0.0", false, &["0.0.0.0"]),
+            ("127.0.0.1", false, &["127.0.0.1"]),
+            ("::", false, &["::", "0.0.0.0"]),
+            ("::", true, &["::"]),
+        ];
+        for (ip, only_v6, fitting) in cases {
+            let (socket, port) = socket(ip, only_v6);
+            let inherited = Inherited::new([("hub.socket".into(), socket)]).expect("sockets");
+            for wanted in ["0.0.0.0", "127.0.0.1", "::", "::1"] {
+                let fits = fitting.contains(&wanted);
+                let context = format!("{wanted} at {ip}, IPv6 alone: {only_v6}");
+                let found = finds(&inherited, Some("ldap"), wanted, port);
+                assert_eq!(found, Ok(fits), "{context}");
+                let named = finds(&inherited, Some("hub.socket"), wanted, port);
+                assert_eq!(named, fits.then_some(true).ok_or(()), "{context}");
+                assert_eq!(finds(&inherited, None, wanted, port - 1), Ok(false));
+            }
+        }
+    }
+
+    #[test]
+    fn any_port_is_that_of_the_socket_with_the_name() {
+        let (socket, _) = socket("127.0.0.1", false);
+        let inherited = Inherited::new([("ldap".into(), socket)]).expect("sockets");
+        assert_eq!(finds(&inherited, Some("ldap"), "127.0.0.1", 0), Ok(true));
+        assert_eq!(finds(&inherited, Some("pg"), "127.0.0.1", 0), Ok(false));
+        assert_eq!(finds(&inherited, Some("ldap"), "0.0.0.0", 0), Err(()));
+    }
+
+    #[test]
+    fn of_several_with_one_name_the_one_that_fits_is_taken() {
+        let ((first, _), (second, port)) = (socket("127.0.0.1", false), socket("::1", true));
+        let both = [("ldap".into(), first), ("ldap".into(), second)];
+        let inherited = Inherited::new(both).expect("sockets");
+        assert_eq!(finds(&inherited, Some("ldap"), "::1", port), Ok(true));
+        assert_eq!(finds(&inherited, Some("pg"), "::1", port), Ok(true));
+    }
+
+    #[test]
+    fn a_listener_called_like_a_port_of_the_hub_is_known_by_its_address() {
+        assert_eq!(Who::listener("ldap", "").socket, Some("ldap"));
+        assert_eq!(Who::listener(ADMIN, "").socket, None);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_held_for_another_address_is_said_to_be() {
+        let (socket, port) = socket("0.0.0.0", false);
+        let inherited = Inherited::new([("hub.socket".into(), socket)]).expect("sockets");
+        let who = Who::listener("ldap", "listener ldap");
+        let address = SocketAddr::new([127, 0, 0, 1].into(), port);
+        let error = inherited.listen(who, address).expect_err("taken");
+        assert!(error.is_misfit(), "{error}");
+        assert!(error.to_string().contains("\"hub.socket\""), "{error}");
+    }
+}

@@ -5,9 +5,9 @@
 //! programs.
 
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
@@ -28,23 +28,30 @@ pub(crate) fn inherited_sockets() -> anyhow::Result<Vec<(String, TcpListener)>> 
         count.parse().unwrap_or(0) <= MOST,
         "LISTEN_FDS is {count}: more than {MOST} sockets are not taken"
     );
-    let passed = sd_listen_fds::get()
-        .context("LISTEN_PID or LISTEN_FDS is no number; unset both, or let systemd set them")?;
+    let passed = sd_listen_fds::get().map_err(|_| {
+        anyhow!("LISTEN_PID or LISTEN_FDS is no number; unset both, or let systemd set them")
+    })?;
+    let passed = passed.into_iter().map(|(name, fd)| (name, fd.into_std()));
+    let passed: Vec<(Option<String>, OwnedFd)> = passed.collect();
+    if let Some(error) = passed.iter().find_map(|(_, fd)| close_on_exec(fd).err()) {
+        // Not to be closed either: the number may be somebody else's by then.
+        std::mem::forget(passed);
+        return Err(error.context(format!("LISTEN_FDS is {count}, and not all are there")));
+    }
     let sockets = passed.into_iter().map(|(name, fd)| {
         let name = name.filter(|name| !name.is_empty());
         let name = name.unwrap_or_else(|| UNNAMED.to_owned());
-        let socket = listening(fd.into_std()).with_context(|| {
+        judge(&fd).with_context(|| {
             format!("the service manager passes {name:?}, which is of no use to a hub")
         })?;
-        Ok((name, socket))
+        Ok((name, TcpListener::from(fd)))
     });
     sockets.collect()
 }
 
-fn listening(fd: OwnedFd) -> anyhow::Result<TcpListener> {
-    fcntl_setfd(&fd, FdFlags::CLOEXEC).context("there is no such descriptor (LISTEN_FDS)")?;
-    judge(&fd)?;
-    Ok(TcpListener::from(fd))
+fn close_on_exec(fd: &OwnedFd) -> anyhow::Result<()> {
+    let number = fd.as_raw_fd();
+    fcntl_setfd(fd, FdFlags::CLOEXEC).with_context(|| format!("descriptor {number}"))
 }
 
 fn judge(fd: &OwnedFd) -> anyhow::Result<()> {
