@@ -1,7 +1,7 @@
 //! How a hub tells others of its agents: what the tables of the shared registry hold and what its
 //! notifications say. JSON, so that later versions can say more; unknown keys are ignored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub(super) use nowconnect_proto::hello::MAX_EPOCH;
@@ -64,18 +64,25 @@ fn entry(body: EntryBody) -> Option<Entry> {
         instance,
         connectors,
         token,
-        mut ailing,
+        ailing,
     } = body;
-    ailing.retain(|name| connectors.contains(name));
-    ailing.truncate(connectors.len());
+    // A name that is told twice would be taken back once.
+    let mut named = BTreeSet::new();
     let fit = (1..MAX_EPOCH).contains(&epoch)
         && connectors.len() <= MAX_CONNECTORS
-        && connectors.iter().all(|name| is_name(name));
-    fit.then_some(Entry {
+        && connectors
+            .iter()
+            .all(|name| is_name(name) && named.insert(name));
+    if !fit {
+        return None;
+    }
+    let told: BTreeSet<_> = ailing.into_iter().collect();
+    let ailing = connectors.iter().filter(|name| told.contains(*name));
+    Some(Entry {
         owner: Owner { epoch, instance },
+        ailing: ailing.cloned().collect(),
         connectors: connectors.into(),
         token: token.filter(|token| is_token_id(token)).map(Into::into),
-        ailing: ailing.into(),
     })
 }
 
@@ -273,6 +280,7 @@ mod tests {
             r#"{"epoch":9007199254740991,"instance":"00000000000000000000000000000001","connectors":[]}"#,
             r#"{"epoch":1,"instance":"1","connectors":[]}"#,
             r#"{"epoch":1,"instance":"00000000000000000000000000000001","connectors":["a b"]}"#,
+            r#"{"epoch":1,"instance":"00000000000000000000000000000001","connectors":["a","b","a"]}"#,
             &long,
         ] {
             assert_eq!(read_entry("a", json.as_bytes()), None, "{json:.60}");
