@@ -185,6 +185,22 @@ fn an_answer_nobody_waits_for_is_an_offence() {
 }
 
 #[test]
+fn a_flow_whose_end_was_told_or_taken_is_not_offered_to_another_agent() {
+    for tells in [true, false] {
+        let mut flow = Flow::new(Side::Origin, WINDOW, 1024, 0);
+        flow.attach_origin(1024, WINDOW);
+        flow.push_fin();
+        while flow.next_step(1024, false).is_some() {}
+        let said = match tells {
+            true => flow.on_fin(0),
+            false => flow.on_credit(1, 1024),
+        };
+        assert_eq!((said, flow.on_refuse()), (Ok(()), Ok(())));
+        assert!(!flow.rewind(), "what one agent said is not unsaid");
+    }
+}
+
+#[test]
 fn after_the_end_everything_is_ignored() {
     let mut flow = live(10);
     flow.abort(Reason::IdleTimeout);

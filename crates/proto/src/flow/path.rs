@@ -56,7 +56,7 @@ impl Flow {
     /// Returns false, and changes nothing, when the flow was already opened or has ended.
     #[must_use]
     pub fn rewind(&mut self) -> bool {
-        let heard = self.sending.has_acked() || self.receiving.received() != 0;
+        let heard = self.sending.has_acked() || self.receiving.has_begun();
         if self.opened || self.has_ended() || heard {
             return false;
         }

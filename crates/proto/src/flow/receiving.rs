@@ -56,6 +56,11 @@ impl Receiving {
         }
     }
 
+    /// Whether the peer has said anything, be it the FIN alone.
+    pub(super) fn has_begun(&self) -> bool {
+        self.received != 0 || self.fin_at.is_some()
+    }
+
     pub(super) fn inbox(&self) -> &ByteQueue {
         &self.inbox
     }

@@ -119,8 +119,9 @@ impl Sending {
         self.sent == 0 && !self.fin_offered
     }
 
+    /// Whether the peer has acknowledged anything, be it the FIN alone.
     pub(super) fn has_acked(&self) -> bool {
-        self.acked != 0
+        self.acked != 0 || self.fin_acked
     }
 
     /// Begins again from the first byte, for another peer. Nothing was acknowledged yet.
