@@ -76,7 +76,8 @@ pub enum Message {
         /// The flow.
         #[serde(serialize_with = "write_cid")]
         cid: Cid,
-        /// Why: a name of [`Reason`](crate::Reason), or any other word.
+        /// Why: a name of [`Reason`](crate::Reason), or any other word. Read as empty when it is too
+        /// long or not printable.
         err: String,
     },
 }
@@ -209,10 +210,10 @@ impl Message {
             }
             "RST" => {
                 let RstKeys { cid, err } = keys("RST", text, MAX_JSON_BODY)?;
-                check_word("RST", "err", &err)?;
                 Self::Rst {
                     cid: read_cid("RST", &cid)?,
-                    err,
+                    // Some agents say here what their system said, which is no name that we know.
+                    err: if is_word(&err) { err } else { String::new() },
                 }
             }
             _ => return Ok(None),
@@ -243,7 +244,13 @@ fn decode_hello(keys: HelloKeys) -> Result<Message, V1Error> {
         ver,
     } = keys;
     check_name("HELLO", "agent_id", &agent_id)?;
-    check_word("HELLO", "ver", &ver)?;
+    if !is_word(&ver) {
+        return Err(V1Error::Value {
+            kind: "HELLO",
+            key: "ver",
+            what: "too long or not printable",
+        });
+    }
     if connectors.len() > MAX_CONNECTORS {
         return Err(V1Error::Value {
             kind: "HELLO",
@@ -272,15 +279,8 @@ fn check_name(kind: &'static str, key: &'static str, name: &str) -> Result<(), V
     })
 }
 
-fn check_word(kind: &'static str, key: &'static str, word: &str) -> Result<(), V1Error> {
-    if word.len() <= MAX_WORD && !word.chars().any(char::is_control) {
-        return Ok(());
-    }
-    Err(V1Error::Value {
-        kind,
-        key,
-        what: "too long or not printable",
-    })
+fn is_word(word: &str) -> bool {
+    word.len() <= MAX_WORD && !word.chars().any(char::is_control)
 }
 
 fn read_cid(kind: &'static str, text: &str) -> Result<Cid, V1Error> {

@@ -100,6 +100,16 @@ fn keys_come_in_any_order_and_unknown_ones_are_ignored() {
 }
 
 #[test]
+fn an_error_in_many_words_is_no_reason_to_end_the_link() {
+    let said = "dial tcp: lookup directory.site-1.internal.example.com: no such host";
+    for err in [said, "two\\nlines"] {
+        let text = format!(r#"{{"t":"RST","cid":"{CID}","err":"{err}"}}"#);
+        let (cid, err) = (cid(), String::new());
+        assert_eq!(read(&text), Message::Rst { cid, err });
+    }
+}
+
+#[test]
 fn hostile_texts_are_one_error() {
     let data = |seq: &str, b64: &str| {
         refused(&format!(
