@@ -286,9 +286,14 @@ impl Guest {
     }
 
     fn note_turned(&self, turned: &Turned) {
-        if turned.reason() == Reason::ProtocolError {
+        let kind = match turned.reason() {
+            Reason::ProtocolError => Some("bad_hello"),
+            Reason::Flood => Some("flood"),
+            _ => None,
+        };
+        if let Some(kind) = kind {
             let errors = &self.mesh.metrics.tunnels.protocol_errors;
-            errors.with(["mesh", "bad_hello"]).inc();
+            errors.with(["mesh", kind]).inc();
         }
         self.mesh
             .note_refused(turned.code(), &turned.to_string(), &self.remote);

@@ -190,6 +190,9 @@ impl Newcomer {
                 let kind = "hello_timeout";
                 metrics.protocol_errors.with(["tunnel", kind]).inc();
             }
+            _ if reason == Reason::Flood => {
+                metrics.protocol_errors.with(["tunnel", "flood"]).inc();
+            }
             _ if reason == Reason::ProtocolError => {
                 metrics.protocol_errors.with(["tunnel", "bad_hello"]).inc();
             }

@@ -24,6 +24,9 @@ use crate::ws::{Decoder, Limits, Mask, Message, Opcode, Role, WsError};
 /// A read is not worth a system call with less room than this.
 const LEAST_READ: usize = 16 * 1024;
 
+/// What a peer may say that moves nothing before the driver counts it, in messages or frames.
+const MOST_IDLE: u64 = 1_000;
+
 /// Longest WebSocket message taken where DATA frames carry up to `max_payload` bytes.
 fn limits(max_payload: usize, v1: bool) -> Limits {
     // Base64 adds a third; a message of version 2 may hold small frames beside a large one.
@@ -51,6 +54,9 @@ pub enum CarrierError {
     /// The peer sent what is no frame.
     #[error("protocol: {0}")]
     Wire(#[from] WireError),
+    /// The peer said so much that moves nothing that no frame is to be expected.
+    #[error("more than {MOST_IDLE} messages that move nothing")]
+    Flood,
     /// The peer closed the WebSocket in order.
     #[error("closed by the peer{}", .0.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     Closed(Option<String>),
@@ -99,6 +105,7 @@ impl NoHello {
         match self {
             Self::Carrier(CarrierError::Io(_)) => Reason::ConnectionLost,
             Self::Carrier(CarrierError::Closed(_)) => Reason::PeerClosed,
+            Self::Carrier(CarrierError::Flood) => Reason::Flood,
             Self::Carrier(_) | Self::Unexpected(_) | Self::Hello(_) => Reason::ProtocolError,
         }
     }
@@ -172,7 +179,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
     /// The next frame. Cancel-safe. The caller sets the deadline.
     ///
     /// # Errors
-    /// There will be no more frames.
+    /// There will be no more frames, or too much else comes: nothing is written meanwhile, so that
+    /// answers would pile up.
     pub async fn receive(&mut self) -> Result<Frame, CarrierError> {
         poll_fn(|cx| self.poll_frame(cx)).await
     }
@@ -288,6 +296,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
         loop {
             if let Some(frame) = self.next_frame()? {
                 return Poll::Ready(Ok(frame));
+            }
+            if self.idle + self.offences.len() as u64 > MOST_IDLE {
+                return Poll::Ready(Err(CarrierError::Flood));
             }
             ready!(self.poll_read(cx))?;
         }

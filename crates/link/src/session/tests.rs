@@ -1,11 +1,13 @@
 //! Flows that move between links at the worst moments. Links are driven by hand.
 
-use std::pin::Pin;
-use std::task::{Context, Waker};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use nowconnect_proto::Cid;
+use nowconnect_proto::hello::Instance;
+use nowconnect_proto::json_v1::bridge::{self, Bridge, BridgeConfig};
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -38,6 +40,29 @@ impl LinkEvents for Silent {
     fn on_protocol_error(&self, _: &Arc<Link>, _: &'static str) {}
 }
 
+const MAX_PAYLOAD: usize = 65_536;
+
+/// A server's end of a connection that holds `room` bytes, and the other end.
+fn carrier(wire: Wire, room: usize) -> (Carrier<DuplexStream>, DuplexStream) {
+    let (near, far) = duplex(room);
+    let (role, mask) = (ws::Role::Server, ws::Mask::None);
+    let carrier = Carrier::new(near, BytesMut::new(), role, mask, wire, MAX_PAYLOAD);
+    (carrier, far)
+}
+
+/// Version 1, as a hub speaks it whose agents consent at once.
+fn v1() -> Wire {
+    Wire::v1(Bridge::new(BridgeConfig {
+        role: bridge::Role::Hub,
+        instance: Instance(1),
+        max_payload: 65_536,
+        queue_depth: 64,
+        queue_bytes: 1 << 20,
+        consent_ms: 0,
+        ping_ms: (5_000, 10_000),
+    }))
+}
+
 /// A link and the connection's other end.
 struct Driven {
     link: Arc<Link>,
@@ -51,17 +76,24 @@ impl Driven {
     }
 
     fn metered(engine: &Arc<Engine>, role: Role, meter: Option<Arc<dyn Meter>>) -> Self {
-        let (near, far) = duplex(4 << 20);
-        let max_payload = 65_536;
-        let wire = Wire::V2 { max_payload };
-        let (ws_role, mask) = (ws::Role::Server, ws::Mask::None);
-        let carrier = Carrier::new(near, BytesMut::new(), ws_role, mask, wire, max_payload);
+        let wire = Wire::V2 {
+            max_payload: MAX_PAYLOAD,
+        };
+        Self::of(carrier(wire, 4 << 20), engine, role, meter)
+    }
+
+    fn of(
+        (carrier, far): (Carrier<DuplexStream>, DuplexStream),
+        engine: &Arc<Engine>,
+        role: Role,
+        meter: Option<Arc<dyn Meter>>,
+    ) -> Self {
         let config = LinkConfig {
             role,
             peer: Peer {
                 name: "peer".into(),
                 first_window: 65_536,
-                max_payload,
+                max_payload: MAX_PAYLOAD,
             },
             ping_interval: Duration::from_secs(5),
             ping_timeout: Duration::from_secs(10),
@@ -321,4 +353,43 @@ async fn an_answer_finds_a_flow_whose_socket_woke_it_while_it_was_attached() {
     say(&mut new.far, answer).await;
     new.poll();
     assert!(flow.is_opened());
+}
+
+/// What is no HELLO and yet no error, and where its answer waits until there is a driver.
+#[tokio::test]
+async fn who_never_comes_to_its_hello_is_left() {
+    let mut texts = BytesMut::new();
+    for _ in 0..20_000 {
+        let cid = Cid::generate();
+        let text = format!(r#"{{"t":"FIN","cid":"{cid}","dir":"a2c"}}"#);
+        ws::write_message(
+            &mut texts,
+            ws::Opcode::Text,
+            text.as_bytes(),
+            ws::Mask::Zero,
+        );
+    }
+    let (mut pings, mut frames) = (BytesMut::new(), BytesMut::new());
+    for _ in 0..20_000 {
+        ws::write_message(&mut pings, ws::Opcode::Ping, b"x", ws::Mask::Zero);
+        frames.extend_from_slice(&[0, 0, 0, 0x7f, 0, 0, 0, 0, 0]);
+    }
+    let mut unknown = BytesMut::new();
+    for part in frames.chunks(9 * 4_000) {
+        ws::write_message(&mut unknown, ws::Opcode::Binary, part, ws::Mask::Zero);
+    }
+    let v2 = || Wire::V2 {
+        max_payload: MAX_PAYLOAD,
+    };
+    for (wire, bytes) in [(v1(), texts), (v2(), pings), (v2(), unknown)] {
+        let (mut carrier, mut far) = carrier(wire, 4 << 20);
+        far.write_all(&bytes).await.unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        let received = pin!(carrier.receive()).poll(&mut cx);
+        assert!(
+            matches!(received, Poll::Ready(Err(CarrierError::Flood))),
+            "{received:?}"
+        );
+        assert!(!carrier.out.is_flooded());
+    }
 }

@@ -16,6 +16,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         let kind = match error {
             CarrierError::Wire(error) => Some(error.name()),
             CarrierError::Ws(_) => Some("websocket"),
+            CarrierError::Flood => Some("flood"),
             CarrierError::Io(_) | CarrierError::Closed(_) => None,
         };
         if let Some(kind) = kind {
@@ -33,6 +34,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     pub(super) fn lost(&self, error: &CarrierError) -> LinkClosed {
         let reason = match error {
             CarrierError::Ws(_) | CarrierError::Wire(_) => Reason::ProtocolError,
+            CarrierError::Flood => Reason::Flood,
             CarrierError::Io(_) => self.peer_reason.unwrap_or(Reason::ConnectionLost),
             CarrierError::Closed(reason) => match reason.as_deref().map(Reason::from_name) {
                 None | Some(Reason::Unspecified) => self.peer_reason.unwrap_or(Reason::PeerClosed),
