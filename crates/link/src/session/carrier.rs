@@ -137,6 +137,8 @@ pub struct Carrier<S> {
     /// What moved nothing, since it was last looked at: empty messages, pieces of messages, control
     /// messages of the WebSocket, frames of unknown types.
     pub(super) idle: u64,
+    /// How the peer broke the WebSocket.
+    broken: Option<WsError>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
@@ -167,6 +169,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
             meter: None,
             offences: Vec::new(),
             idle: 0,
+            broken: None,
         }
     }
 
@@ -273,6 +276,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
             deadline_ms: 0,
         };
         self.put(goodbye, 0);
+        let code = self.broken.map_or(code, |error| error.close_code());
         self.out.push_close(code, reason.name());
     }
 
@@ -362,6 +366,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier<S> {
             }
             let decoded = self.decoder.decode(&mut self.input);
             self.idle += self.decoder.take_pieces();
+            self.broken = decoded.as_ref().err().copied();
             match decoded? {
                 None => return Ok(None),
                 Some(Message::Binary(message)) => {

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use nowconnect_proto::Cid;
 use nowconnect_proto::hello::Instance;
 use nowconnect_proto::json_v1::bridge::{self, Bridge, BridgeConfig};
-use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
@@ -391,5 +391,31 @@ async fn who_never_comes_to_its_hello_is_left() {
             "{received:?}"
         );
         assert!(!carrier.out.is_flooded());
+    }
+}
+
+#[tokio::test]
+async fn a_broken_websocket_is_closed_with_the_code_for_it() {
+    let text = |bytes: &[u8]| {
+        let mut message = BytesMut::new();
+        ws::write_message(&mut message, ws::Opcode::Text, bytes, ws::Mask::Zero);
+        message.to_vec()
+    };
+    let long = [0x82, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+    let cases = [
+        (text(&[0xc3, 0x28]), 1007_u16),
+        (long.to_vec(), 1009),
+        (vec![0x82, 0], 1002),
+    ];
+    for (bytes, code) in cases {
+        let mut link = Driven::new(&engine(), Role::Answerer);
+        link.far.write_all(&bytes).await.unwrap();
+        assert!(link.poll(), "the link goes on");
+        drop(link.driver);
+        let mut said = Vec::new();
+        link.far.read_to_end(&mut said).await.unwrap();
+        let mut close = code.to_be_bytes().to_vec();
+        close.extend_from_slice(b"protocol_error");
+        assert!(said.ends_with(&close), "{code}: {said:?}");
     }
 }
