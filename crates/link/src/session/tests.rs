@@ -1,7 +1,8 @@
 //! Flows that move between links at the worst moments. Links are driven by hand.
 
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::AtomicUsize;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -418,4 +419,33 @@ async fn a_broken_websocket_is_closed_with_the_code_for_it() {
         close.extend_from_slice(b"protocol_error");
         assert!(said.ends_with(&close), "{code}: {said:?}");
     }
+}
+
+/// Counts how often it was woken.
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn a_link_that_cannot_say_goodbye_sleeps() {
+    let engine = engine();
+    let mut link = Driven::of(carrier(v1(), 8), &engine, Role::Opener, None);
+    let (flow, _client) = flow(&engine).await;
+    link.link.attach(&flow, 1).unwrap();
+    link.link.close(Reason::Shutdown);
+    let count = Arc::new(Count::default());
+    let waker = Waker::from(count.clone());
+    for _ in 0..3 {
+        let polled = link.driver.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+    }
+    count.0.store(0, Ordering::Relaxed);
+    let polled = link.driver.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    assert_eq!(count.0.load(Ordering::Relaxed), 0, "there is nothing to do");
 }

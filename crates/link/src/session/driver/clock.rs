@@ -85,7 +85,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     /// Sleeps until something happens; false when something has happened already.
     pub(super) fn park(&mut self, cx: &mut Context<'_>, now: u64) -> bool {
-        if !self.carrier.frames.is_empty() {
+        if !self.carrier.frames.is_empty() && !self.input_over {
             return false;
         }
         let bridge = self
