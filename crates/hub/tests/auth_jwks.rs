@@ -14,6 +14,7 @@ use nowconnect_testkit::anyhow::ensure;
 use nowconnect_testkit::wait::until;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -22,6 +23,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 enum Answer {
     Body(String),
+    /// As soon as somebody says so.
+    Held(Arc<Notify>, String),
     WithHeader(&'static str, String),
     Status(&'static str),
     RedirectTo(String),
@@ -94,6 +97,10 @@ async fn serve(mut socket: TcpStream, answer: Answer) -> std::io::Result<()> {
     };
     match answer {
         Answer::Body(body) => socket.write_all(ok("", &body).as_bytes()).await,
+        Answer::Held(go, body) => {
+            go.notified().await;
+            socket.write_all(ok("", &body).as_bytes()).await
+        }
         Answer::WithHeader(header, body) => {
             socket
                 .write_all(ok(&format!("{header}\r\n"), &body).as_bytes())
@@ -412,6 +419,29 @@ async fn known_keys_serve_through_every_kind_of_outage() {
 }
 
 #[tokio::test]
+async fn an_operator_s_reload_during_a_fetch_is_followed_by_another() {
+    let (old, new) = (key(), key());
+    let idp = Idp::start(Answer::Body(document([&old]))).await;
+    let hub = Hub::start(idp.source(), timing());
+    assert_eq!(hub.judge(&token(&old)).await, Ok(()));
+    let go = Arc::new(Notify::new());
+    idp.now(Answer::Held(go.clone(), document([&old])));
+    hub.keys.trust(tls(rustls::RootCertStore::empty()));
+    let asked = until("the fetch", async || {
+        ensure!(idp.hits() == 2);
+        Ok(())
+    });
+    asked.await.unwrap();
+    hub.change(async || {
+        idp.now(Answer::Body(document([&new])));
+        hub.keys.trust(tls(rustls::RootCertStore::empty()));
+        go.notify_one();
+    })
+    .await;
+    assert_eq!(hub.judge(&token(&new)).await, Ok(()));
+}
+
+#[tokio::test]
 async fn a_provider_that_comes_late_is_found_soon() {
     let known = key();
     let idp = Idp::start(Answer::Status("503 Starting")).await;
@@ -485,6 +515,27 @@ async fn the_set_is_refreshed_in_time_and_max_age_decides_when() {
     .unwrap();
     drop(second);
     assert_eq!(patient.hits(), 1);
+}
+
+#[tokio::test]
+async fn a_pipe_in_the_place_of_the_file_is_not_opened() {
+    let known = key();
+    let dir = tempfile::tempdir().unwrap();
+    let (path, pipe) = (dir.path().join("jwks.json"), dir.path().join("pipe"));
+    std::fs::write(&path, document([&known])).unwrap();
+    let hub = Hub::start(
+        JwksSource::File(path.clone()),
+        Timing {
+            file_poll: Duration::from_millis(5),
+            ..timing()
+        },
+    );
+    assert_eq!(hub.judge(&token(&known)).await, Ok(()));
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    std::fs::rename(&pipe, &path).unwrap();
+    hub.problem("is no file").await;
+    assert_eq!(hub.judge(&token(&known)).await, Ok(()));
 }
 
 #[tokio::test]

@@ -85,6 +85,8 @@ struct State {
     refreshed_at: Option<SystemTime>,
     attempted_at: Option<Instant>,
     in_flight: bool,
+    /// What is under way will not do: fetch again at once.
+    again: bool,
     /// When to fetch next; `None` means at once.
     due_at: Option<Instant>,
     failures: u32,
@@ -99,7 +101,8 @@ impl State {
 
     fn finish_attempt(&mut self, wait: Duration) {
         self.in_flight = false;
-        self.due_at = Some(Instant::now() + wait);
+        let again = std::mem::take(&mut self.again);
+        self.due_at = (!again).then(|| Instant::now() + wait);
     }
 }
 
@@ -198,7 +201,9 @@ impl Keys {
     /// says: an operator's reload.
     pub fn trust(&self, tls: rustls::ClientConfig) {
         self.fetcher.trust(tls);
-        self.state.lock().due_at = None;
+        let mut state = self.state.lock();
+        state.due_at = None;
+        state.again = state.in_flight;
         self.moved.notify_one();
     }
 
