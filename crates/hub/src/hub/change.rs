@@ -72,12 +72,13 @@ impl Hub {
         let keys = self.keys.prepare(&new.security)?;
         let decisions = Pdp::prepare(new)?;
         let questions = Probes::prepare(new)?;
-        let flows = new.limits.max_conn_total;
-        let reserved = self.engine.budget.reserve(flows);
-        reserved.map_err(|most| HubError::Memory(most, flows))?;
         let tls = PreparedTls::load(new)?;
         let mesh = mesh::Prepared::load(new)?;
         let mesh_port = self.mesh_port.prepare(new, &self.inherited)?;
+        // Memory that was set aside is not given back: behind all else that may fail.
+        let flows = new.limits.max_conn_total;
+        let reserved = self.engine.budget.reserve(flows);
+        reserved.map_err(|most| HubError::Memory(most, flows))?;
         // Nothing fails from here on.
         let tls = self
             .tls

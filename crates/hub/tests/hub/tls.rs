@@ -134,6 +134,20 @@ async fn a_new_certificate_is_shown_without_a_restart() {
     );
 }
 
+/// What was set aside stays so: a reload that is rejected for something else must not have taken it.
+#[tokio::test]
+async fn memory_is_judged_behind_the_files() {
+    let authority = Authority::new();
+    authority.issue("hub");
+    let rig = Rig::start_with(|config| config.tunnel.tls = Some(authority.server(false))).await;
+    let mut config = rig.config();
+    config.tunnel.tls = Some(authority.server(false));
+    config.limits.max_conn_total = 100_000;
+    write(&authority.file("hub.crt"), "broken");
+    let error = rig.hub.reload(config).await.expect_err("twice wrong");
+    assert!(error.to_string().contains("hub.crt"), "{error}");
+}
+
 #[tokio::test]
 async fn a_client_ca_is_demanded_of_agents_alone() {
     let authority = Authority::new();
