@@ -155,8 +155,9 @@ impl Session {
     ) {
         let mut end = None;
         let mut keys = tunnels.gate().key_changes();
-        // What changed since the token was shown is not told again.
+        // What changed since the token was shown, and the exports were sorted, is not told again.
         self.judge_token(tunnels.gate());
+        self.judge_exports(tunnels);
         loop {
             let now = Instant::now();
             let left = self.token_remaining();
@@ -248,8 +249,9 @@ impl Session {
     }
 
     fn export(self: &Arc<Self>, tunnels: &Tunnels) -> UpdateAck {
-        let offers = self.offers.lock().clone();
-        let (accepted, rejected) = tunnels.gate().sort(&self.identity.lock(), offers);
+        // Held to the end: of two that judge at once, who knows the later rules has the last word.
+        let offers = self.offers.lock();
+        let (accepted, rejected) = tunnels.gate().sort(&self.identity.lock(), offers.clone());
         if *self.exports() != accepted {
             tunnels.directory().reexport(self, accepted.clone());
             self.lease.update(accepted.clone());

@@ -1,8 +1,16 @@
 //! New configurations on a running hub.
 
-use nowconnect_hub::config::ListenerConfig;
+use nowconnect_hub::config::{HaMode, ListenerConfig};
+use nowconnect_proto::frame::Frame;
+use nowconnect_proto::hello::{Body, UpdateAck};
+use nowconnect_settings::Secret;
+use nowconnect_testkit::anyhow::ensure;
+use nowconnect_testkit::fault_proxy::{FaultProxy, Way};
+use nowconnect_testkit::issuer::claims;
 use nowconnect_testkit::pattern::Pattern;
-use nowconnect_testkit::transfer;
+use nowconnect_testkit::process::Signal;
+use nowconnect_testkit::redis::Redis;
+use nowconnect_testkit::{transfer, wait};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::agent::Process;
@@ -145,4 +153,45 @@ async fn connections_beyond_the_memory_of_the_process_are_refused() {
     let text = error.to_string();
     assert!(text.contains("limits.max_conn_total"), "{text}");
     assert_eq!(rig.hub.config().await.limits.max_conn_total, 3000);
+}
+
+#[tokio::test]
+async fn rules_that_change_while_an_agent_says_hello_count_for_it() {
+    let redis = Redis::start().await.unwrap();
+    let proxy = FaultProxy::start(redis.addr()).await.unwrap();
+    let url = format!("redis://{}", proxy.addr());
+    let shared = |config: &mut nowconnect_hub::config::HubConfig| {
+        config.ha.mode = HaMode::Shadow;
+        config.ha.redis_url = Some(Secret::new(&url));
+        config.ha.mesh.require_mtls = false;
+    };
+    let rig = Rig::start_with(|config| shared(config)).await;
+    rig.wait_metric("nowconnect_registry_healthy", &[], 1.0)
+        .await;
+    let process = Process::new("site-1", 1).await;
+    let mut narrow = claims("site-1", 600);
+    narrow["connectors"] = ["pg"].into();
+    let token = rig.issuer.sign(&narrow).unwrap();
+    redis.signal(Signal::Stop).await.unwrap();
+    let asked = proxy.bytes(Way::Up);
+    let greeting = process.connect(rig.http(), &token);
+    let reload = async {
+        let claimed = wait::until("the claim", async || {
+            ensure!(proxy.bytes(Way::Up) > asked);
+            Ok(())
+        });
+        claimed.await.unwrap();
+        let mut config = rig.config();
+        shared(&mut config);
+        config.security.require_connector_scopes = true;
+        rig.hub.reload(config).await.expect("applied");
+    };
+    let (agent, ()) = tokio::join!(greeting, reload);
+    let told = wait::within("a word of it", agent.unwrap().control.recv()).await;
+    let Some(Frame::UpdateAck(body)) = told.unwrap() else {
+        panic!("no UPDATE_ACK");
+    };
+    let told = UpdateAck::decode(&body).unwrap();
+    assert!(told.accepted.is_empty(), "{told:?}");
+    redis.signal(Signal::Cont).await.unwrap();
 }
