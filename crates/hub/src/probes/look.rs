@@ -90,17 +90,20 @@ async fn ask(
 ) -> Result<(), Fault> {
     let config = &spec.config;
     let late = |what: &str| Fault::late(what, config.timeout.as_millis());
-    let accepted = timeout_at(deadline, passage.accepted()).await;
-    let accepted = accepted.map_err(|_| late("the agent gave no word of the target"))??;
-    if config.kind == ProbeKind::Tcp {
-        if accepted {
-            return Ok(());
+    let is_tcp = config.kind == ProbeKind::Tcp;
+    if is_tcp || passage.answers_opens {
+        let accepted = timeout_at(deadline, passage.accepted()).await;
+        match accepted {
+            Ok(accepted) => accepted?,
+            Err(_) if passage.answers_opens => {
+                return Err(late("the agent gave no word of the target"));
+            }
+            // An agent of version 1 is silent unless it fails, or the target speaks first.
+            Err(_) => {}
         }
-        // An agent of version 1 is silent unless it fails.
-        return match timeout_at(deadline, passage.ended()).await {
-            Ok(fault) => Err(fault),
-            Err(_) => Ok(()),
-        };
+    }
+    if is_tcp {
+        return Ok(());
     }
     let mut stage = "the agent gave no word of the target";
     let talked = talk(&mut passage.near, spec, certificate, &mut stage);

@@ -31,7 +31,9 @@ pub(super) struct Passage {
     pub(super) near: TcpStream,
     flow: Arc<SocketFlow>,
     news: watch::Receiver<News>,
-    answers_opens: bool,
+    /// Whether the agent says that a target has accepted. Version 1 has only a word for the contrary;
+    /// what a target says, and some seconds of silence, count as one.
+    pub(super) answers_opens: bool,
 }
 
 /// What has become of the flow.
@@ -78,30 +80,19 @@ impl Passage {
         })
     }
 
-    /// Waits for the agent's word that the target has accepted. Version 1 has only a word for the
-    /// contrary: false, at once.
+    /// Waits for the agent's word that the target has accepted.
     ///
     /// # Errors
     /// The target cannot be reached, or the tunnel was lost.
-    pub(super) async fn accepted(&mut self) -> Result<bool, Fault> {
-        if !self.answers_opens {
-            return Ok(false);
-        }
+    pub(super) async fn accepted(&mut self) -> Result<(), Fault> {
         let news = self
             .news
             .wait_for(|news| news.opened || news.ended.is_some());
         match news.await.map(|news| *news) {
-            Ok(News { opened: true, .. }) => Ok(true),
+            Ok(News { opened: true, .. }) => Ok(()),
             Ok(News { ended, .. }) => Err(Fault::of_end(ended.unwrap_or(Reason::Unspecified))),
             Err(_) => Err(Fault::of_end(Reason::Unspecified)),
         }
-    }
-
-    /// Resolves when the flow has ended from the other side.
-    pub(super) async fn ended(&mut self) -> Fault {
-        let news = self.news.wait_for(|news| news.ended.is_some());
-        let ended = news.await.map(|news| news.ended);
-        Fault::of_end(ended.ok().flatten().unwrap_or(Reason::Unspecified))
     }
 
     /// `fault`, or why the flow ended, which may be what was behind it.
