@@ -45,11 +45,12 @@ fn check_entry(entry: &Value) {
     assert!(epoch > 0 && epoch < 1 << 53);
     let connectors = entry["connectors"].as_array().expect("a list");
     assert!(connectors.len() <= MAX_CONNECTORS);
-    assert!(
-        connectors
-            .iter()
-            .all(|name| name.as_str().is_some_and(is_name))
-    );
+    let named: BTreeSet<_> = connectors.iter().filter_map(Value::as_str).collect();
+    assert!(named.iter().all(|name| is_name(name)));
+    assert_eq!(named.len(), connectors.len(), "a name that is told twice");
+    let ailing = entry["ailing"].as_array().into_iter().flatten();
+    let ailing: Vec<_> = ailing.filter_map(Value::as_str).collect();
+    assert!(ailing.len() <= named.len() && ailing.iter().all(|name| named.contains(name)));
 }
 
 /// Any bytes as a notification of another hub: what is taken is written again to what is read alike.

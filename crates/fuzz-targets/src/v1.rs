@@ -1,5 +1,6 @@
 //! Messages of version 1.
 
+use nowconnect_proto::Frame;
 use nowconnect_proto::frame::MAX_PAYLOAD;
 use nowconnect_proto::hello::{Instance, MAX_CONNECTORS, is_name};
 use nowconnect_proto::json_v1::Message;
@@ -30,13 +31,28 @@ pub fn messages(data: &[u8]) {
             ping_ms: (5000, 10_000),
         });
         let mut exchange = Exchange::default();
+        let mut lines = 0;
         for line in data.split(|byte| *byte == b'\n') {
+            lines += 1;
             if bridge.receive(line, &mut exchange).is_err() {
                 break;
             }
         }
         bridge.on_time(u64::MAX, &mut exchange);
+        check_exchange(&exchange, lines);
     }
+}
+
+/// A peer's text is answered with one at most, and its flows are counted up from 1.
+fn check_exchange(exchange: &Exchange, lines: usize) {
+    assert!(exchange.texts.len() <= lines);
+    let is_message = |text: &String| matches!(Message::decode(text.as_bytes()), Ok(Some(_)));
+    assert!(exchange.texts.iter().all(is_message));
+    let opened = exchange.frames.iter().filter_map(|frame| match frame {
+        Frame::Open { id, .. } => Some(id.0),
+        _ => None,
+    });
+    assert!((1..).zip(opened).all(|(number, id)| number == id));
 }
 
 fn check_bounds(message: &Message) {
