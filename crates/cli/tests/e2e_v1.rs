@@ -95,6 +95,23 @@ async fn a_flow_goes_by_the_book() -> Result<()> {
     hub.wait_idle("svc").await
 }
 
+/// An agent of version 1 has no word for a target that has accepted.
+#[tokio::test]
+async fn a_target_that_speaks_first_answers_its_probe() -> Result<()> {
+    let lab = lab()?;
+    let probe = json!({ "type": "tcp", "interval_sec": 300, "timeout_ms": 60_000 });
+    let hub = lab.hub("hub-a").listener("svc");
+    let hub = hub.set("probes", json!({ "svc": probe })).start().await?;
+    let mut agent = old_agent(&lab, &hub).await?;
+    let open = agent.receive_type("OPEN").await?;
+    let cid = open["cid"].as_str().context("cid")?;
+    agent.send_data(cid, 0, b"220 here I am").await?;
+    let labels = [("agent", "old-1"), ("connector", "svc")];
+    hub.wait_metric("nowconnect_probe_up", &labels, |up| up == 1.0)
+        .await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn resets_cross_in_both_directions() -> Result<()> {
     let lab = lab()?;

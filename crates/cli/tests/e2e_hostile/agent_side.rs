@@ -35,7 +35,7 @@ cases! { "A hub, as its agent sees it";
     an_acknowledgement_without_a_window: "the end", "`nowconnect_agent_connect_failures_total{reason=\"protocol\"}` of the agent +1, `tunnel_failed`" => bad_ack(br#"{"hub":"x","epoch":1,"initial_window":0,"max_payload":0,"ping_interval_ms":1,"ping_timeout_ms":1,"resume_grace_ms":1}"#);
     a_hub_with_a_name_in_colours: "the end", "`nowconnect_agent_connect_failures_total{reason=\"protocol\"}` of the agent +1, `tunnel_failed` in one clean line" => coloured();
     a_masked_frame_of_a_hub: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` of the agent +1" => on_link(masked(), "websocket");
-    a_hub_s_frame_of_2_to_the_62: "close 1002 `protocol_error` before a byte is set aside", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` of the agent +1" => on_link(vec![0x82, 0x7f, 0x40, 0, 0, 0, 0, 0, 0, 0], "websocket");
+    a_hub_s_frame_of_2_to_the_62: "close 1009 `protocol_error` before a byte is set aside", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` of the agent +1" => closed_with(1009, vec![0x82, 0x7f, 0x40, 0, 0, 0, 0, 0, 0, 0], "websocket");
     a_hub_s_hello: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"unexpected_frame\"}` of the agent +1" => on_link(whole(&v2(kind::HELLO, 0, b"{}")), "unexpected_frame");
     an_update_for_an_agent: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"unexpected_frame\"}` of the agent +1" => on_link(whole(&v2(kind::UPDATE, 0, br#"{"connectors":["x"]}"#)), "unexpected_frame");
     an_open_that_is_cut_short: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"malformed\"}` of the agent +1" => on_link(whole(&v2(kind::OPEN, 1, &[0; 20])), "malformed");
@@ -227,12 +227,16 @@ fn whole(frame: &[u8]) -> Vec<u8> {
 }
 
 async fn on_link(bytes: Vec<u8>, kind: &str) -> Result<()> {
+    closed_with(1002, bytes, kind).await
+}
+
+async fn closed_with(code: u16, bytes: Vec<u8>, kind: &str) -> Result<()> {
     let mut trap = Trap::set().await?;
     let (mut ws, _) = trap.tunnel().await?;
     ws.write(&bytes).await?;
     let closed = ws.closed().await?;
     ensure!(
-        (closed.code, closed.reason.as_str()) == (Some(1002), "protocol_error"),
+        (closed.code, closed.reason.as_str()) == (Some(code), "protocol_error"),
         "{closed:?}"
     );
     let labels = [("interface", "tunnel"), ("kind", kind)];

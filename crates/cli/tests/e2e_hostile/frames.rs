@@ -30,7 +30,7 @@ const BINARY: u8 = 0x80 | opcode::BINARY;
 cases! { "Frames of an agent, version 2";
     reserved_bits: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => bytes(&[0xc2, 0x80, 0, 0, 0, 0], "websocket");
     a_frame_without_a_mask: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => bytes(&[0x82, 1, 0], "websocket");
-    a_length_of_2_to_the_62: "close 1002 `protocol_error` before a byte is set aside", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => bytes(&[0x82, 0xff, 0x40, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4], "websocket");
+    a_length_of_2_to_the_62: "close 1009 `protocol_error` before a byte is set aside", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => broken(&[0x82, 0xff, 0x40, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4], 1009);
     a_length_with_its_highest_bit_set: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => bytes(&[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 4], "websocket");
     a_short_length_written_long: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => bytes(&[0x82, 0xfe, 0, 1, 0, 0, 0, 0, 7], "websocket");
     an_opcode_that_does_not_exist: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => bytes(&[0x83, 0x80, 0, 0, 0, 0], "websocket");
@@ -41,9 +41,9 @@ cases! { "Frames of an agent, version 2";
     a_message_within_a_message: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => bytes(&[0x02, 0x80, 0, 0, 0, 0, 0x82, 0x80, 0, 0, 0, 0], "websocket");
     a_close_code_that_is_never_sent: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => bytes(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xed], "websocket");
     a_close_of_one_byte: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => bytes(&[0x88, 0x81, 0, 0, 0, 0, 0x03], "websocket");
-    a_text_that_is_not_utf_8: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => bytes(&[0x81, 0x82, 0, 0, 0, 0, 0xc3, 0x28], "websocket");
+    a_text_that_is_not_utf_8: "close 1007 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => broken(&[0x81, 0x82, 0, 0, 0, 0, 0xc3, 0x28], 1007);
     a_text_where_frames_are_due: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"wrong_message_type\"}` +1" => bytes(&[0x81, 0x82, 0, 0, 0, 0, b'{', b'}'], "wrong_message_type");
-    a_message_of_5000_pieces: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1 or `flood` +1" => pieces();
+    a_message_of_5000_pieces: "close 1008 `protocol_error` or `flood`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1 or `flood` +1" => pieces();
     half_a_frame: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"truncated\"}` +1" => message(&[0, 0, 8, kind::PING], "truncated");
     a_frame_that_claims_16_mb: "close 1002 `protocol_error` before a byte is set aside", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"too_long\"}` +1" => message(&[0xff, 0xff, 0xff, kind::DATA, 0, 0, 0, 0, 1], "too_long");
     a_ping_without_its_number: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"malformed\"}` +1" => message(&v2(kind::PING, 0, &[1]), "malformed");
@@ -115,8 +115,19 @@ async fn message(frame: &[u8], kind: &str) -> Result<()> {
     judge(&mut scene, ws, kind).await
 }
 
-async fn judge(scene: &mut Scene, mut ws: RawWs, kind: &str) -> Result<()> {
-    closed_with(&ws.closed().await?, 1002, "protocol_error")?;
+async fn broken(bytes: &[u8], code: u16) -> Result<()> {
+    let mut scene = Scene::set().await?;
+    let (mut ws, _) = scene.evil().await?;
+    ws.write(bytes).await?;
+    judge_closed(&mut scene, ws, code, "websocket").await
+}
+
+async fn judge(scene: &mut Scene, ws: RawWs, kind: &str) -> Result<()> {
+    judge_closed(scene, ws, 1002, kind).await
+}
+
+async fn judge_closed(scene: &mut Scene, mut ws: RawWs, code: u16, kind: &str) -> Result<()> {
+    closed_with(&ws.closed().await?, code, "protocol_error")?;
     let labels = [("interface", "tunnel"), ("kind", kind)];
     scene.counted(crate::scene::ERRORS, &labels, 1.0).await?;
     scene.hub.wait_agents(1).await?;

@@ -21,7 +21,7 @@ cases! { "JSON of an agent, version 1";
     a_cid_that_is_none: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"json\"}` +1" => text(r#"{"t":"DATA","cid":"../../etc/passwd","seq":0,"b64":""}"#, "json");
     a_lone_surrogate: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"json\"}` +1" => text(r#"{"t":"\ud800"}"#, "json");
     bytes_instead_of_text: "close 1002 `protocol_error`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"wrong_message_type\"}` +1" => binary();
-    a_text_of_5_mb: "close 1002 `protocol_error` at its header", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => huge();
+    a_text_of_5_mb: "close 1009 `protocol_error` at its header", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"websocket\"}` +1" => huge();
     a_type_that_nobody_knows: "nothing", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"unknown_type\"}` +1" => tolerated(json!({ "t": "SUDO" }), "unknown_type");
     data_of_a_flow_that_never_was: "RST `unknown_flow`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"unknown_flow\"}` +1" => tolerated(json!({ "t": "DATA", "cid": "00000000-0000-0000-0000-000000000001", "seq": 0, "b64": "eA==" }), "unknown_flow");
     a_fin_in_the_wrong_direction: "nothing, or a reset of the flow", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"fin\"}` +1" => on_flow(|cid| vec![json!({ "t": "FIN", "cid": cid, "dir": "c2a" })], "fin", false);
@@ -30,6 +30,8 @@ cases! { "JSON of an agent, version 1";
     data_behind_its_own_fin: "RST; the client has its end of file or a reset", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"data_after_fin\"}` +1" => on_flow(|cid| vec![json!({ "t": "FIN", "cid": cid, "dir": "a2c" }), json!({ "t": "DATA", "cid": cid, "seq": 0, "b64": "eA==" })], "data_after_fin", false);
     an_open_by_an_older_agent: "close 1002 `protocol_error`, or nothing; no way into the cloud", "`nowconnect_protocol_errors_total{interface=\"tunnel\"}` +1" => open();
     a_hello_of_an_older_agent_for_another: "close 1008 `auth_failed`", "`nowconnect_auth_failures_total{reason=\"agent_id_mismatch\"}` +1, `agent_refused`" => other_hello();
+    a_reason_in_many_words: "nothing; the client alone is reset", "nothing; its tunnel goes on" => wordy();
+    a_flood_in_place_of_a_hello: "close 1008 `flood`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"flood\"}` +1, `agent_refused`" => no_hello();
     a_flood_of_unknown_types: "close 1008 `flood`", "`nowconnect_protocol_errors_total{interface=\"tunnel\",kind=\"flood\"}` +1" => flood();
 }
 
@@ -42,8 +44,12 @@ async fn old(scene: &Scene) -> Result<RawWs> {
     Ok(ws)
 }
 
-async fn ended(scene: &mut Scene, mut ws: RawWs, kind: &str) -> Result<()> {
-    closed_with(&ws.closed().await?, 1002, "protocol_error")?;
+async fn ended(scene: &mut Scene, ws: RawWs, kind: &str) -> Result<()> {
+    ended_with(scene, ws, 1002, kind).await
+}
+
+async fn ended_with(scene: &mut Scene, mut ws: RawWs, code: u16, kind: &str) -> Result<()> {
+    closed_with(&ws.closed().await?, code, "protocol_error")?;
     counted(scene, kind).await?;
     scene.hub.wait_agents(1).await?;
     scene.serves().await
@@ -74,7 +80,7 @@ async fn huge() -> Result<()> {
     // The header of a masked text of 5 MB is enough.
     ws.write(&[0x81, 0xff, 0, 0, 0, 0, 0, 0x4c, 0x4b, 0x40])
         .await?;
-    ended(&mut scene, ws, "websocket").await
+    ended_with(&mut scene, ws, 1009, "websocket").await
 }
 
 async fn tolerated(message: Value, kind: &str) -> Result<()> {
@@ -133,6 +139,37 @@ async fn other_hello() -> Result<()> {
     closed_with(&ws.closed().await?, 1008, "auth_failed")?;
     let labels = [("reason", "agent_id_mismatch")];
     scene.counted(crate::scene::AUTH, &labels, 1.0).await?;
+    scene.serves().await
+}
+
+async fn wordy() -> Result<()> {
+    let mut scene = Scene::set().await?;
+    let mut ws = old(&scene).await?;
+    let (mut client, cid) = opened(&scene, &mut ws).await?;
+    let said = "dial tcp: lookup directory.site-1.internal.example.com: no such host";
+    ws.text(&json!({ "t": "RST", "cid": cid, "err": said }).to_string())
+        .await?;
+    ensure!(read_to_end(&mut client).await?.1 == End::Reset, "no reset");
+    scene.hub.wait_agents(2).await?;
+    scene.serves().await
+}
+
+async fn no_hello() -> Result<()> {
+    let mut scene = Scene::set().await?;
+    let mut ws = RawWs::tunnel(scene.tunnel(), &scene.token("old"), None).await?;
+    let before = scene.hub.resident_bytes()?;
+    for n in 0_u32.. {
+        let cid = format!("00000000-0000-0000-0000-{n:012}");
+        let fin = json!({ "t": "FIN", "cid": cid, "dir": "a2c" });
+        if ws.text(&fin.to_string()).await.is_err() {
+            break;
+        }
+    }
+    let grown = scene.hub.resident_bytes()?.saturating_sub(before);
+    ensure!(grown < 16 << 20, "{} MiB more", grown >> 20);
+    counted(&scene, "flood").await?;
+    scene.logged("agent_refused", "flood").await?;
+    scene.hub.wait_agents(1).await?;
     scene.serves().await
 }
 
