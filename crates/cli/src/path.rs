@@ -52,10 +52,16 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let fetch = async |admin: &Admin| admin.get(&path).await;
     let report = args.view.show(fetch, describe)?;
     let paths = list(&report["paths"]);
-    match paths.iter().any(|path| path["state"] == "complete") {
-        true => Ok(()),
-        false => Err(anyhow!("no way to an agent of {} is complete", args.connector).into()),
+    if paths.iter().any(|path| path["state"] == "complete") {
+        return Ok(());
     }
+    let misspelt = paths.iter().all(|path| path["reason"] == "no_listener");
+    let hint = match misspelt {
+        true => "; nowconnect status lists the connectors that there are",
+        false => "",
+    };
+    let error = anyhow!("no way to an agent of {} is complete{hint}", args.connector);
+    Err(error.into())
 }
 
 fn describe(report: &Value, screen: &Screen, width: Option<usize>) -> String {
