@@ -214,9 +214,10 @@ impl SocketFlow {
     }
 
     /// Why the flow should be ended now, if it should: no path came back within `grace` (or, where it
-    /// has ended already, no word of the other end), nothing moved for `idle` (`None` is for ever), or its socket was reset while nobody read it (it has no
-    /// path, or no room: the event loop says nothing about a socket that is readable already). To
-    /// be asked about once a second.
+    /// has ended already, no word of the other end), nothing moved for `idle` (`None` is for ever), or
+    /// its socket was reset while nobody read it (it has no path, no room, or waits for its turn on a
+    /// link that takes nothing: the event loop says nothing about a socket that is readable already).
+    /// To be asked about once a second.
     #[must_use]
     pub fn overdue(&self, grace: Duration, idle: Option<Duration>) -> Option<Reason> {
         let now_ms = self.engine.now_ms();
@@ -225,7 +226,7 @@ impl SocketFlow {
         if let Some(then) = state.ended_ms {
             return (since(then) >= grace).then_some(Reason::ResumeExpired);
         }
-        let unread = state.detached_ms.is_some() || state.flow.room() == 0;
+        let unread = state.detached_ms.is_some() || state.waiting || state.flow.room() == 0;
         if state.detached_ms.is_some_and(|then| since(then) >= grace) {
             Some(Reason::ResumeExpired)
         } else if unread && state.is_reset() {

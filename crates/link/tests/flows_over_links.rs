@@ -574,3 +574,37 @@ async fn a_client_that_aborts_while_nobody_reads_it_is_noticed() {
     .await;
     drop(target);
 }
+
+/// There is room for what it sends, but the link does not take even that.
+#[tokio::test]
+async fn a_client_that_aborts_while_the_link_takes_nothing_is_noticed() {
+    let hub = Side::new(None);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let agent = Side::new(Some(listener.local_addr().expect("address")));
+    let tunnel = Tunnel::through_pipe(&hub, &agent).await;
+    let mut crowd = Vec::new();
+    for _ in 0..40 {
+        crowd.push(client_of(&hub, &tunnel).await);
+    }
+    until("all to be open", || {
+        hub.opened.load(Ordering::Relaxed) == crowd.len()
+    })
+    .await;
+    tunnel.pipe().hold();
+    let chunk = vec![7; 1 << 20];
+    for client in &mut crowd {
+        while timeout(Duration::from_millis(20), client.write(&chunk))
+            .await
+            .is_ok_and(|wrote| wrote.is_ok())
+        {}
+    }
+    let last = crowd.pop().expect("the last");
+    last.set_zero_linger().expect("linger");
+    drop(last);
+    until("its flow to end", || {
+        hub.flows.sweep(Duration::from_secs(30));
+        hub.closed.load(Ordering::Relaxed) == 1
+    })
+    .await;
+    assert!(!tunnel.hub.is_closed(), "the link is given up only later");
+}
