@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use nowconnect_testkit::fault_proxy::{FaultProxy, Way};
-use nowconnect_testkit::lab::{Hub, Lab, Pair, finish};
+use nowconnect_testkit::lab::{Agent, Hub, Lab, Pair, finish};
 use nowconnect_testkit::process::Signal;
 use nowconnect_testkit::target::Target;
 use nowconnect_testkit::transfer::Transfer;
@@ -36,6 +36,83 @@ async fn time(hub: &Hub, mut after: impl FnMut() -> Result<()>) -> Result<Durati
     Ok(best)
 }
 
+/// An agent at the first hub that takes next to nothing.
+struct Slow {
+    straw: FaultProxy,
+    _target: Target,
+    _agent: Agent,
+}
+
+impl Slow {
+    async fn join(pair: &mut Pair) -> Result<Self> {
+        pair.b.add_listener("slow", "slow")?;
+        let mark = pair.b.log().mark();
+        pair.b.reload().await?;
+        let log = pair.b.log();
+        log.wait_event_since("config_reloaded", mark).await?;
+        let straw = FaultProxy::start(pair.a.tunnel_addr()?).await?;
+        let target = Target::bulk().await?;
+        let agent = pair.lab.agent("slow-1").target("slow", target.addr());
+        let agent = agent.set("tunnel.ping_timeout_sec", 120).via(straw.addr());
+        Ok(Self {
+            straw,
+            _target: target,
+            _agent: agent.start().await?,
+        })
+    }
+
+    /// Many clients of `hub` begin at once, and have got so many bytes through.
+    async fn crowd(&self, hub: &Hub, bytes: u64) -> Result<JoinSet<Result<()>>> {
+        let mut clients = Vec::new();
+        for _ in 0..SLOW_FLOWS {
+            let client = hub.connect("slow").await?;
+            // What waits in this kernel is at the cost of everybody's sockets.
+            SockRef::from(&client).set_send_buffer_size(32 * 1024)?;
+            clients.push(client);
+        }
+        let all = f64::from(SLOW_FLOWS);
+        let open = [("connector", "slow")];
+        hub.wait_metric("nowconnect_open_latency_seconds_count", &open, |n| n == all)
+            .await?;
+        self.straw.rate(500_000);
+        let passed = self.straw.bytes(Way::Down);
+        let mut crowd = JoinSet::new();
+        for (stream, client) in (1..).zip(clients) {
+            let (up, down) = (50_000_000, 16 * 1024);
+            crowd.spawn(Transfer { stream, up, down }.run(client));
+        }
+        until("the crowd to fill the straw", async || {
+            let more = self.straw.bytes(Way::Down) - passed;
+            ensure!(more > bytes, "{more} bytes");
+            Ok(())
+        })
+        .await?;
+        Ok(crowd)
+    }
+}
+
+/// What flows were told that they may send fits all together, so none is taken off its path.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heavy_a_crowd_that_begins_behind_a_slow_agent_keeps_its_paths() -> Result<()> {
+    let patient = [
+        ("ha.mesh.per_link_max_inflight_bytes", PER_LINK),
+        ("tunnel.ping_timeout_sec", 120),
+    ];
+    let mut pair = Pair::start_with(lab()?, "active", &patient).await?;
+    let slow = Slow::join(&mut pair).await?;
+    pair.wait_routes(&pair.b, 1).await?;
+    let mut crowd = slow.crowd(&pair.b, 8_000_000).await?;
+    let shed = [("reason", "reset")];
+    let shed = pair
+        .a
+        .metric("nowconnect_mesh_backpressure_total", &shed)
+        .await?;
+    eprintln!("{shed} of {SLOW_FLOWS} flows were taken off their path");
+    ensure!(crowd.try_join_next().is_none(), "a flow has ended");
+    ensure!(shed == 0.0, "{shed} flows were taken off their path");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heavy_an_agent_that_is_slow_costs_bounded_memory_and_others_little() -> Result<()> {
     let patient = [
@@ -45,40 +122,13 @@ async fn heavy_an_agent_that_is_slow_costs_bounded_memory_and_others_little() ->
     ];
     let mut pair = Pair::start_with(lab()?, "active", &patient).await?;
     let _agent = pair.agent(&[&pair.a], "first").start().await?;
-    pair.b.add_listener("slow", "slow")?;
-    let mark = pair.b.log().mark();
-    pair.b.reload().await?;
-    pair.b
-        .log()
-        .wait_event_since("config_reloaded", mark)
-        .await?;
-    let (straw, server) = (
-        FaultProxy::start(pair.a.tunnel_addr()?).await?,
-        Target::bulk().await?,
-    );
-    let slow = pair.lab.agent("slow-1").target("slow", server.addr());
-    let slow = slow.set("tunnel.ping_timeout_sec", 120).via(straw.addr());
-    let _slow = slow.start().await?;
+    let slow = Slow::join(&mut pair).await?;
+    let straw = &slow.straw;
     pair.wait_routes(&pair.b, 2).await?;
     let alone = time(&pair.b, || Ok(())).await?;
     let before = (pair.a.resident_bytes()?, pair.b.resident_bytes()?);
 
-    straw.rate(500_000);
-    let mut crowd = JoinSet::new();
-    for stream in 1..=SLOW_FLOWS {
-        let client = pair.b.connect("slow").await?;
-        // What waits in this kernel is at the cost of everybody's sockets.
-        SockRef::from(&client).set_send_buffer_size(32 * 1024)?;
-        let (up, down) = (50_000_000, 16 * 1024);
-        crowd.spawn(Transfer { stream, up, down }.run(client));
-    }
-    let passed = straw.bytes(Way::Down);
-    until("the crowd to fill the straw", async || {
-        let more = straw.bytes(Way::Down) - passed;
-        ensure!(more > 2_000_000, "{more} bytes");
-        Ok(())
-    })
-    .await?;
+    let mut crowd = slow.crowd(&pair.b, 2_000_000).await?;
     let mut worst = (0, 0);
     let beside = time(&pair.b, || {
         worst.0 = worst.0.max(pair.a.resident_bytes()?);

@@ -21,6 +21,9 @@ use crate::carried::{Carried, Heard, Turn};
 use crate::pool::{Mark, Share};
 use crate::session::Link;
 
+/// A flow that has passed so many bytes on is one whose receiver takes them.
+const PROVEN: u64 = 64 * 1024;
+
 /// Bytes that a flow puts on a link in one turn at most: as many as one that reads a socket.
 const MOST_A_TURN: usize = 256 * 1024;
 
@@ -50,7 +53,7 @@ struct State {
     touched: [bool; 2],
     /// Bytes that the shares know of.
     charged: [u64; 2],
-    /// When bytes that wait for a link came in last.
+    /// What the shares know of bytes that may still come.
     marks: [Mark; 2],
     /// Nobody has decided yet whether the target's end is to hear of the flow.
     held: bool,
@@ -103,6 +106,7 @@ impl Relayed {
         let entered = relayed.enter(Face::Target);
         if entered.is_err() {
             relayed.state.lock().closed = true;
+            relayed.discharge();
         }
         // One link may have ended while the other took the flow.
         if relayed.state.lock().closed {
@@ -156,7 +160,12 @@ impl Relayed {
         if relayed.leg(Face::Origin).link.carries(id) {
             return Err(Reason::ProtocolError);
         }
-        relayed.enter(Face::Origin)?;
+        // What the origin sends unasked counts from the start.
+        relayed.charge(&mut relayed.state.lock());
+        if let Err(reason) = relayed.enter(Face::Origin) {
+            relayed.discharge();
+            return Err(reason);
+        }
         Ok(relayed)
     }
 
@@ -252,6 +261,7 @@ impl Relayed {
             return None;
         }
         self.put_frames(&mut state, face, 0, usize::MAX, put);
+        self.charge(&mut state);
         let (waiting, mark) = &mut state.turns[index(face)];
         let (was_waiting, mark) = (*waiting, *mark);
         let waits = !was_waiting && state.relay.queued(face) > 0;
@@ -301,7 +311,7 @@ impl Relayed {
         most: usize,
         put: &mut dyn FnMut(Frame),
     ) -> usize {
-        let room = self.leg(face.other()).share.room();
+        let room = self.room(state, face.other());
         let mut left = most;
         while left > 0
             && let Some(frame) =
@@ -354,7 +364,7 @@ impl Relayed {
             if state.is_held(face) {
                 return false;
             }
-            let room = self.leg(face.other()).share.room();
+            let room = self.room(state, face.other());
             state.relay.has_frame(face, room)
         })
     }
@@ -371,11 +381,26 @@ impl Relayed {
         for face in [Face::Origin, Face::Target] {
             let now = state.relay.queued(face) as u64;
             let before = std::mem::replace(&mut state.charged[index(face)], now);
-            if now != before {
-                let mark = &mut state.marks[index(face)];
-                self.leg(face).share.change(mark, before, now);
-            }
+            let promised = state.relay.promised(face);
+            let mark = &mut state.marks[index(face)];
+            self.leg(face).share.change(mark, before, now, promised);
         }
+    }
+
+    /// It never came to anything: gives back what was charged.
+    fn discharge(&self) {
+        let mut state = self.state.lock();
+        for face in [Face::Origin, Face::Target] {
+            let before = std::mem::take(&mut state.charged[index(face)]);
+            let mark = &mut state.marks[index(face)];
+            self.leg(face).share.change(mark, before, 0, 0);
+        }
+    }
+
+    /// What may wait here to leave through `face`.
+    fn room(&self, state: &State, face: Face) -> u64 {
+        let proven = state.relay.passed(face) >= PROVEN;
+        self.leg(face).share.room(proven)
     }
 
     fn finish_if_over(self: &Arc<Self>) {

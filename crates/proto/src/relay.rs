@@ -444,6 +444,16 @@ impl Relay {
         self.lanes[index(face)].queue.len()
     }
 
+    /// Bytes that leave through `face` once they come: the end that sends them was told that it may.
+    #[must_use]
+    pub fn promised(&self, face: Face) -> u64 {
+        let lane = &self.lanes[index(face)];
+        match self.ended || lane.fin {
+            true => 0,
+            false => lane.told.saturating_sub(lane.end()),
+        }
+    }
+
     /// Bytes that left through `face`.
     #[must_use]
     pub fn passed(&self, face: Face) -> u64 {
