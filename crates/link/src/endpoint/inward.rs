@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nowconnect_proto::flow::Side;
 use nowconnect_proto::{FlowId, Frame, Reason};
+use parking_lot::MutexGuard;
 
 use super::SocketFlow;
 use super::state::{Before, State};
@@ -38,8 +39,7 @@ impl SocketFlow {
             return Heard::default();
         }
         if let Frame::Refuse { reason, .. } = frame {
-            drop(state);
-            self.on_refuse(reason);
+            self.on_refuse(state, reason);
             return Heard::default();
         }
         if let Frame::Detach { reason, .. } = frame {
@@ -147,22 +147,20 @@ impl SocketFlow {
         }
     }
 
-    fn on_refuse(self: &Arc<Self>, reason: Reason) {
+    fn on_refuse(self: &Arc<Self>, mut state: MutexGuard<'_, State>, reason: Reason) {
         self.engine.counters.rst_recv.inc();
-        let offer_again = {
-            let mut state = self.state.lock();
-            match state.flow.on_refuse() {
-                Ok(()) if reason.allows_another_agent() && state.flow.rewind() => true,
-                Ok(()) => {
-                    state.flow.refused(reason);
-                    false
-                }
-                Err(violation) => {
-                    state.flow.abort(violation);
-                    false
-                }
+        let offer_again = match state.flow.on_refuse() {
+            Ok(()) if reason.allows_another_agent() && state.flow.rewind() => true,
+            Ok(()) => {
+                state.flow.refused(reason);
+                false
+            }
+            Err(violation) => {
+                state.flow.abort(violation);
+                false
             }
         };
+        drop(state);
         if !offer_again {
             self.conclude();
             return self.wake_by_ref();

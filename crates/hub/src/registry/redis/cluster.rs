@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
-use tokio::sync::Mutex;
 
 use super::dial::{Connection, Dialer, Login};
 use super::fault::Fault;
@@ -16,6 +15,8 @@ use crate::config::redis_url::Node;
 const SLOTS: u16 = 16384;
 /// Ranges of slots that are remembered: more than any cluster has that makes sense.
 const MAX_RANGES: usize = 16384;
+/// Connections that are kept: more than a cluster has masters (its specification speaks of 1000 nodes).
+const MAX_CONNECTIONS: usize = 1024;
 /// How long the map of slots may take to come.
 const MAP: Duration = Duration::from_millis(500);
 
@@ -68,7 +69,7 @@ impl Cluster {
             }
             None => {
                 if error.is_connection_dropped() {
-                    self.connections.lock().await.remove(&connection.node);
+                    self.connections.lock().remove(&connection.node);
                 }
                 Err(connection.fault(error))
             }
@@ -82,6 +83,8 @@ impl Cluster {
             node: by.node.clone(),
             what: "CLUSTER SLOTS",
         })?;
+        let serves = |node: &Node| map.iter().any(|range| range.node == *node);
+        self.connections.lock().retain(|node, _| serves(node));
         *self.map.write() = map;
         Ok(())
     }
@@ -98,12 +101,17 @@ impl Cluster {
     }
 
     async fn connect(&self, node: &Node) -> Result<Connection, Fault> {
-        let mut connections = self.connections.lock().await;
-        if let Some(known) = connections.get(node) {
-            return Ok(known.clone());
+        let known = self.connections.lock().get(node).cloned();
+        if let Some(known) = known {
+            return Ok(known);
         }
         let ignore = Box::new(|_| ());
         let made = self.dialer.connect(node, Login::Server, ignore).await?;
+        let mut connections = self.connections.lock();
+        if connections.len() >= MAX_CONNECTIONS {
+            // Only a server that sends us from one stranger to the next gets here.
+            connections.clear();
+        }
         connections.insert(node.clone(), made.clone());
         Ok(made)
     }
