@@ -1,6 +1,8 @@
 //! High availability is taken back to `off` under flows that cross: they outlive every path that breaks
 //! from then on, and the links go with the last of them.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use nowconnect_testkit::fault_proxy::{Cut, FaultProxy, Way};
 use nowconnect_testkit::http::get;
@@ -97,8 +99,11 @@ async fn flows_outlive_cuts_of_a_link_between_hubs_that_are_off() -> Result<()> 
     // One flow that says nothing is enough to have a link.
     let before = pair.to_a.accepted();
     pair.to_a.cut(Cut::Reset);
+    let lost = Instant::now();
     pair.to_a.wait_accepted(before + 1).await?;
     idle.goes_on().await?;
+    let paused = lost.elapsed();
+    ensure!(paused < Duration::from_secs(4), "{paused:?}");
     let shown = pair.b.mesh().await?;
     assert_eq!(shown["links"][0]["kept_for_flows"], 1, "{shown}");
     wait_links(&pair.b, 1.0).await?;

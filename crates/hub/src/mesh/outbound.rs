@@ -287,6 +287,8 @@ impl Outbound {
                     }
                     let rest = self.serve(mesh, up, order).await;
                     backoff.note_lost(started.elapsed());
+                    // What the peer said while there was a link does not concern flows that wait for one.
+                    let rest = rest.filter(|_| !self.crossing(mesh).waits());
                     backoff.note_retry_after(rest.unwrap_or_default());
                 }
                 Err(failure) => {
