@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nowconnect_testkit::fault_proxy::{Cut, FaultProxy, Way};
+use nowconnect_testkit::fault_proxy::{Cut, FaultProxy};
 use nowconnect_testkit::lab::{Lab, Pair, finish};
 use nowconnect_testkit::process::Signal;
 use nowconnect_testkit::wait::until;
@@ -63,11 +63,7 @@ async fn flows_over_the_mesh_survive_cuts_of_the_tunnel() -> Result<()> {
     let _agent = agent.start().await?;
     pair.wait_routes(&pair.b, 1).await?;
     let running = pair.b.transfers(4, 8_000_000).await?;
-    for cut in 1..=8 {
-        let way = if cut % 2 == 0 { Way::Up } else { Way::Down };
-        proxy.cut_after(way, 2_000_000, Cut::Reset);
-        proxy.wait_cuts(cut).await?;
-    }
+    proxy.cut_in_turn(8, |_| 2_000_000).await?;
     finish(running).await?;
     assert_eq!(pair.bulk.accepted(), 4, "no target was dialled again");
     pair.b.wait_idle("bulk").await
@@ -79,12 +75,7 @@ async fn flows_survive_cuts_of_the_link_between_the_hubs() -> Result<()> {
     let _agent = pair.agent(&[&pair.a], "first").start().await?;
     pair.wait_routes(&pair.b, 1).await?;
     let running = pair.b.transfers(4, 8_000_000).await?;
-    for cut in 1..=8 {
-        let way = if cut % 2 == 0 { Way::Up } else { Way::Down };
-        let how = if cut % 3 == 0 { Cut::Fin } else { Cut::Reset };
-        pair.to_a.cut_after(way, 2_000_000, how);
-        pair.to_a.wait_cuts(cut).await?;
-    }
+    pair.to_a.cut_in_turn(8, |_| 2_000_000).await?;
     finish(running).await?;
     assert_eq!(pair.bulk.accepted(), 4, "no target was dialled again");
     pair.b.wait_idle("bulk").await?;

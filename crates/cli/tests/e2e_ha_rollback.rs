@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nowconnect_testkit::fault_proxy::{Cut, FaultProxy, Way};
+use nowconnect_testkit::fault_proxy::{Cut, FaultProxy};
 use nowconnect_testkit::http::get;
 use nowconnect_testkit::lab::{Hub, Lab, Pair, finish};
 use nowconnect_testkit::pattern::Pattern;
@@ -85,12 +85,7 @@ async fn flows_outlive_cuts_of_a_link_between_hubs_that_are_off() -> Result<()> 
     go(&mut pair.b, "off").await?;
     let kept = pair.b.log().wait_event("mesh_link_kept").await?;
     ensure!(kept.text("direction") == "outbound", "{kept:?}");
-    for cut in 1..=6 {
-        let way = if cut % 2 == 0 { Way::Up } else { Way::Down };
-        let how = if cut % 3 == 0 { Cut::Fin } else { Cut::Reset };
-        pair.to_a.cut_after(way, 2_000_000, how);
-        pair.to_a.wait_cuts(cut).await?;
-    }
+    pair.to_a.cut_in_turn(6, |_| 2_000_000).await?;
     finish(running).await?;
     assert_eq!(pair.bulk.accepted(), 4, "no target was dialled again");
     pair.b.turns_away("echo").await?;

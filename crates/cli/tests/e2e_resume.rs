@@ -45,11 +45,7 @@ async fn a_tunnel_cut_20_times_in_mid_transfer_loses_and_doubles_nothing() -> Re
     let (lab, bulk) = (lab()?, Target::bulk().await?);
     let (hub, proxy, _agent) = lab.faulty_site(&[("bulk", bulk.addr())]).await?;
     let running = transfers(&hub, 4, 12_000_000).await?;
-    for cut in 1..=20 {
-        let (way, how) = alternate(cut);
-        proxy.cut_after(way, 2_000_000, how);
-        proxy.wait_cuts(cut).await?;
-    }
+    proxy.cut_in_turn(20, |_| 2_000_000).await?;
     finish(running).await?;
     let resumed = hub.metric(RESUMES, &[("result", "resumed")]).await?;
     assert!(resumed >= 20.0, "resumed {resumed}");
@@ -62,20 +58,6 @@ async fn a_tunnel_cut_20_times_in_mid_transfer_loses_and_doubles_nothing() -> Re
     hub.wait_idle("bulk").await
 }
 
-fn alternate(cut: usize) -> (Way, Cut) {
-    let way = if cut.is_multiple_of(2) {
-        Way::Up
-    } else {
-        Way::Down
-    };
-    let how = if cut.is_multiple_of(3) {
-        Cut::Fin
-    } else {
-        Cut::Reset
-    };
-    (way, how)
-}
-
 /// Early cuts break the handshake and the attaching, late ones the stream, at any place in a frame.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tunnel_cut_at_any_byte_resumes() -> Result<()> {
@@ -83,12 +65,8 @@ async fn a_tunnel_cut_at_any_byte_resumes() -> Result<()> {
     let (hub, proxy, _agent) = lab.faulty_site(&[("bulk", bulk.addr())]).await?;
     let running = transfers(&hub, 3, 6_000_000).await?;
     // Golden-ratio steps spread over three decades: 1 byte to 700 KB.
-    for cut in 1..=24 {
-        let (way, how) = alternate(cut);
-        let bytes = 10f64.powf((cut as f64 * 0.618).fract() * 5.85) as u64;
-        proxy.cut_after(way, bytes, how);
-        proxy.wait_cuts(cut).await?;
-    }
+    let bytes = |cut: usize| 10f64.powf((cut as f64 * 0.618).fract() * 5.85) as u64;
+    proxy.cut_in_turn(24, bytes).await?;
     finish(running).await?;
     hub.wait_idle("bulk").await
 }

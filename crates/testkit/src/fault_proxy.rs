@@ -120,6 +120,21 @@ impl FaultProxy {
         .await
     }
 
+    /// Breaks connections this many times, the n-th after `bytes(n)` more: in turn by where they flow and
+    /// by how connections end.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub async fn cut_in_turn(&self, cuts: usize, bytes: impl Fn(usize) -> u64) -> Result<()> {
+        for cut in 1..=cuts {
+            let way = if cut % 2 == 0 { Way::Up } else { Way::Down };
+            let how = if cut % 3 == 0 { Cut::Fin } else { Cut::Reset };
+            self.cut_after(way, bytes(cut), how);
+            self.wait_cuts(cut).await?;
+        }
+        Ok(())
+    }
+
     /// Keeps bytes back in both directions, until [`FaultProxy::heal`] lets them pass.
     pub fn hold(&self) {
         self.change(|rules| (rules.up.hold, rules.down.hold) = (true, true));
